@@ -1,0 +1,94 @@
+// Device: owns the memory of one processor, hands out Streams, carries its OpTable.
+//
+// One rank opens one Device (OpenDevice) and uses it from one thread. The only virtual classes of
+// the kernels are here; operations are plain functions in a table (kernels/ops/op_table.h).
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "kernels/device/dtype.h"
+
+namespace keyline {
+
+class Device;
+struct OpTable;
+
+// Orders work on one device. Everything enqueued runs in order; a CPU stream runs each thing at
+// once, inside the call that enqueues it.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  // Host or device memory on either side. Host memory must stay valid until the copy has run.
+  virtual void CopyAsync(void* to, const void* from, size_t bytes) = 0;
+  virtual void ZeroAsync(void* to, size_t bytes) = 0;
+  // Waits until all that was enqueued has run.
+  virtual void Synchronize() = 0;
+
+  Device& device() const { return *device_; }
+
+ protected:
+  explicit Stream(Device& device) : device_(&device) {}
+
+ private:
+  Device* device_;
+};
+
+// A mark in a stream that another stream can wait for.
+class Event {
+ public:
+  virtual ~Event() = default;
+  virtual void Record(Stream& stream) = 0;
+  virtual void BlockStream(Stream& stream) = 0;  // later work of `stream` waits for the mark
+  virtual void Synchronize() = 0;                // the calling thread waits for the mark
+};
+
+struct DeviceMemory {
+  size_t total_bytes = 0;
+  size_t free_bytes = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  // Zeroed, aligned to 256 bytes. RESOURCE_EXHAUSTED names the bytes asked for and what is free.
+  virtual absl::StatusOr<void*> Allocate(size_t bytes) = 0;
+  virtual void Free(void* memory) = 0;
+  virtual std::unique_ptr<Stream> NewStream() = 0;
+  virtual std::unique_ptr<Event> NewEvent() = 0;
+  virtual DeviceMemory memory() const = 0;
+  // "cpu (AVX-512 BF16, 2 threads)" or "NVIDIA H200": for people.
+  virtual std::string description() const = 0;
+  // Number format of activations between operations, given that of the weights.
+  virtual DType ActivationType(DType weights) const = 0;
+
+  const std::string& name() const { return name_; }  // "cpu", "cuda:1"
+  const OpTable& ops() const { return *ops_; }
+
+ protected:
+  Device(std::string name, const OpTable& ops) : name_(std::move(name)), ops_(&ops) {}
+
+ private:
+  std::string name_;
+  const OpTable* ops_;
+};
+
+struct DeviceOptions {
+  int threads = 0;  // CPU: compute threads of this device; 0 = one for each core
+};
+
+// "cpu" or "cuda:N". INVALID_ARGUMENT for other names, UNAVAILABLE where the build or the machine
+// has no such device.
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(std::string_view name,
+                                                   const DeviceOptions& options = {});
+
+}  // namespace keyline

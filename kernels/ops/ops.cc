@@ -1,0 +1,100 @@
+#include "kernels/ops/ops.h"
+
+#include <glog/logging.h>
+
+#include "kernels/ops/op_table.h"
+
+namespace keyline::ops {
+namespace {
+
+const OpTable& Table(Stream& s) { return s.device().ops(); }
+
+void CheckMatrix(const char* what, const TensorView& t, int64_t rows, int64_t cols) {
+  CHECK_EQ(t.rank, 2) << what;
+  CHECK_EQ(t.shape[0], rows) << what << " rows";
+  CHECK_EQ(t.shape[1], cols) << what << " columns";
+  CHECK_EQ(t.strides[1], 1) << what << " must have contiguous rows";
+}
+
+}  // namespace
+
+size_t PackedBytes(const Device& device, DType dtype, int64_t rows, int64_t cols) {
+  CHECK_GT(rows, 0);
+  CHECK_GT(cols, 0);
+  return device.ops().packed_bytes(dtype, rows, cols);
+}
+
+void PackRows(const Device& device, const Weight& to, int64_t first, int64_t count,
+              const float* source) {
+  CHECK(first >= 0 && count >= 0 && first + count <= to.rows)
+      << "rows [" << first << ", " << first + count << ") of " << to.rows;
+  device.ops().pack_rows(to, first, count, source);
+}
+
+void Embed(Stream& s, TensorView hidden, const Batch& batch, const Weight& table, float scale) {
+  CheckMatrix("hidden", hidden, batch.tokens, table.cols);
+  Table(s).embed(s, hidden, batch, table, scale);
+}
+
+void Norm(Stream& s, TensorView out, TensorView in, const RmsNorm& norm) {
+  CheckMatrix("out", out, in.rows(), in.cols());
+  CHECK(norm.weight != nullptr);
+  Table(s).norm(s, out, in, norm);
+}
+
+void MatMul(Stream& s, TensorView out, TensorView in, const Weight& w) {
+  CheckMatrix("in", in, in.rows(), w.cols);
+  CheckMatrix("out", out, in.rows(), w.rows);
+  Table(s).matmul(s, out, in, w);
+}
+
+void MatMulAdd(Stream& s, TensorView out, TensorView in, const Weight& w) {
+  CheckMatrix("in", in, in.rows(), w.cols);
+  CheckMatrix("out", out, in.rows(), w.rows);
+  Table(s).matmul_add(s, out, in, w);
+}
+
+void NormMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w) {
+  CheckMatrix("in", in, in.rows(), w.cols);
+  CheckMatrix("out", out, in.rows(), w.rows);
+  CHECK(norm.weight != nullptr);
+  Table(s).norm_matmul(s, out, in, norm, w);
+}
+
+void NormGatedMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w,
+                     Activation activation) {
+  CHECK_EQ(w.rows % 2, 0);
+  CheckMatrix("in", in, in.rows(), w.cols);
+  CheckMatrix("out", out, in.rows(), w.rows / 2);
+  CHECK(norm.weight != nullptr);
+  Table(s).norm_gated_matmul(s, out, in, norm, w, activation);
+}
+
+void GatherRows(Stream& s, TensorView out, TensorView in, const int32_t* rows) {
+  CheckMatrix("in", in, in.rows(), out.cols());
+  CheckMatrix("out", out, out.rows(), in.cols());
+  Table(s).gather_rows(s, out, in, rows);
+}
+
+void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
+            const int32_t* positions, const SamplingParams* params) {
+  CHECK_EQ(logits.rank, 2);
+  CHECK(logits.dtype == DType::kF32);
+  Table(s).sample(s, out, logits, lanes, positions, params);
+}
+
+void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targets) {
+  CHECK_EQ(logits.rank, 2);
+  CHECK(logits.dtype == DType::kF32);
+  Table(s).token_log_probs(s, out, logits, targets);
+}
+
+void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorView logits) {
+  CHECK_EQ(logits.rank, 2);
+  CHECK(logits.dtype == DType::kF32);
+  CHECK(count >= 1 && count <= kMaxTopLogProbs) << count;
+  CHECK_LE(count, logits.cols());
+  Table(s).top_log_probs(s, tokens, logprobs, count, logits);
+}
+
+}  // namespace keyline::ops

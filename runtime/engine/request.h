@@ -1,0 +1,120 @@
+// What a request asks of the engine and what it hears back. No gRPC here: rpc/ and launch/ translate.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kernels/ops/batch.h"
+#include "runtime/config/cache_config.h"
+
+namespace keyline {
+
+using RequestId = uint64_t;  // unique within one engine, never reused
+
+struct StopConditions {
+  int max_new_tokens = 0;
+  int min_new_tokens = 0;                // end-of-text and stops do not count before
+  std::vector<int32_t> stop_token_ids;   // besides the model's end-of-text ids
+  std::vector<std::string> stop_strings;
+  bool ignore_eos = false;
+  bool include_stop = false;             // the stop string or token is part of the answer
+};
+
+// What comes back besides token ids.
+struct ResponseOptions {
+  bool text = true;
+  bool logprobs = false;
+  int top_logprobs = 0;  // <= kMaxTopLogProbs
+  bool cache_report = false;
+};
+
+// What a request wants to know of the tokens it gave (teacher forcing).
+struct ScoreOptions {
+  bool enabled = false;
+  bool logits = false;    // every row of logits, float32: memory is the caller's risk
+  bool trace = false;     // kept positions after every chunk, per layer and KV head
+  int decode_tail = 0;    // the last tokens are fed one by one
+};
+
+struct Request {
+  std::string label;                // the client's request id, for logs
+  std::vector<int32_t> prompt;      // token ids, at least one
+  SamplingParams sampling;          // `sequence` is set by the engine if `sequence_key` is unset
+  std::optional<uint64_t> sequence_key;
+  StopConditions stop;
+  std::optional<LanePolicy> cache;  // unset: the server's default
+  ResponseOptions response;
+  ScoreOptions score;
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+struct TopLogProb {
+  int32_t token = 0;
+  float logprob = 0;
+};
+
+// New tokens of a request, in order; indexes never repeat or skip.
+struct TokenDelta {
+  int first_index = 0;              // of tokens[0] among the request's new tokens
+  std::vector<int32_t> tokens;
+  std::string text;                 // whole UTF-8; may lag behind the tokens
+  std::vector<float> logprobs;      // one a token, if asked for
+  std::vector<std::vector<TopLogProb>> top_logprobs;
+};
+
+enum class FinishReason { kStop, kLength };
+
+struct Usage {
+  int prompt_tokens = 0;
+  int new_tokens = 0;
+};
+
+struct Timings {
+  absl::Duration queued;       // Submit to the first step that carries the request
+  absl::Duration first_token;  // Submit to the first token
+  absl::Duration total;
+};
+
+// Of one layer, at the end.
+struct LayerCacheReport {
+  int layer = 0;
+  int cache_length = 0;
+  int slots_used = 0;
+  int64_t evicted = 0;  // tokens dropped, per KV head
+  int protected_slots = 0;
+};
+
+struct CacheReport {
+  std::string policy;
+  std::string storage;
+  int64_t lane_bytes = 0;  // over all layers
+  std::vector<LayerCacheReport> layers;
+};
+
+// Kept positions after one chunk: kept[layer][kv head], ascending.
+struct ChunkTrace {
+  int start = 0;
+  int tokens = 0;
+  std::vector<std::vector<std::vector<int32_t>>> kept;
+};
+
+struct ScoreResult {
+  std::vector<float> logprobs;      // of each given token but the first
+  std::vector<float> logits;        // [tokens, vocab] if asked for
+  std::vector<ChunkTrace> trace;
+};
+
+struct Finish {
+  FinishReason reason = FinishReason::kLength;
+  std::string stop;  // the stop string that matched, if any
+  Usage usage;
+  Timings timings;
+  std::optional<CacheReport> cache;
+  std::optional<ScoreResult> score;
+};
+
+}  // namespace keyline

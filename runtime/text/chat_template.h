@@ -1,0 +1,41 @@
+// Chat templates that keyline renders itself (ChatML, Llama-3, Gemma), recognised from the model's
+// own template. A model's Jinja is never executed.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace keyline {
+
+struct ChatMessage {
+  std::string role;  // "system", "user" or "assistant"
+  std::string content;
+};
+
+enum class ChatFormat { kChatMl, kLlama3, kGemma };
+
+// UNIMPLEMENTED, with what is supported, for a template of another kind; NOT_FOUND for "".
+absl::StatusOr<ChatFormat> RecognizeChatFormat(std::string_view jinja);
+
+// A rendered conversation as segments: markup (special tokens are parsed) and content (never
+// parsed: text that looks like a special token stays text).
+struct ChatSegment {
+  std::string text;
+  bool markup = false;
+};
+
+// The conversation, ending where the assistant's answer begins. `jinja` supplies the model's default
+// system message where it has one. INVALID_ARGUMENT for unknown roles, an empty conversation, or
+// roles in an order that the format cannot write.
+absl::StatusOr<std::vector<ChatSegment>> RenderChat(ChatFormat format, std::string_view jinja,
+                                                    const std::vector<ChatMessage>& messages);
+
+class Tokenizer;
+// Recognise, render and encode in one go. BOS as the format demands, once.
+absl::StatusOr<std::vector<int32_t>> EncodeChat(const Tokenizer& tokenizer,
+                                                const std::vector<ChatMessage>& messages);
+
+}  // namespace keyline
