@@ -68,6 +68,8 @@ class Device {
   virtual DeviceMemory memory() const = 0;
   // "cpu (AVX-512 BF16, 2 threads)" or "NVIDIA H200": for people.
   virtual std::string description() const = 0;
+  // True where device memory can be read and written by the host as it is (the CPU).
+  virtual bool memory_is_host() const { return false; }
   // Number format of activations between operations, given that of the weights.
   virtual DType ActivationType(DType weights) const = 0;
 
