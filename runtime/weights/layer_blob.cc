@@ -21,10 +21,10 @@ absl::StatusOr<SourceTensor> FindMatrix(const WeightSource& source, const RowBlo
   ASSIGN_OR_RETURN(SourceTensor tensor, source.Find(block.tensor));
   if (tensor.shape.size() != 2 || tensor.cols() != cols ||
       tensor.rows() < block.first_row + block.rows) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        source.path(), ": tensor '", block.tensor, "' has shape [",
-        absl::StrJoin(tensor.shape, ", "), "], the model's configuration needs [",
-        block.first_row + block.rows, ", ", cols, "]"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(source.path(), ": tensor '", block.tensor, "' has shape [",
+                     absl::StrJoin(tensor.shape, ", "), "], the model's configuration needs [",
+                     block.first_row + block.rows, ", ", cols, "]"));
   }
   return tensor;
 }
@@ -35,10 +35,9 @@ absl::Status ReadVector(const WeightSource& source, const std::string& name, int
   int64_t elements = 1;
   for (int64_t n : tensor.shape) elements *= n;
   if (elements < first + size || (first == 0 && tensor.shape.size() > 1)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(source.path(), ": tensor '", name, "' has shape [",
-                     absl::StrJoin(tensor.shape, ", "),
-                     "], the model's configuration needs [", first + size, "]"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        source.path(), ": tensor '", name, "' has shape [", absl::StrJoin(tensor.shape, ", "),
+        "], the model's configuration needs [", first + size, "]"));
   }
   // A vector is a matrix of one row, or with interleaved heads a column of rows.
   if (tensor.interleaved_heads > 0) {
@@ -59,8 +58,8 @@ absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
                                           DType dtype) {
   const BlobLayout layout = LayOut(device, spec, dtype);
   LayerBlob blob;
-  ASSIGN_OR_RETURN(blob.memory_, Tensor::Allocate(device, DType::kU8,
-                                                  {static_cast<int64_t>(layout.bytes)}));
+  ASSIGN_OR_RETURN(blob.memory_,
+                   Tensor::Allocate(device, DType::kU8, {static_cast<int64_t>(layout.bytes)}));
   std::byte* const on_device = blob.memory_.view().as<std::byte>();
   // Packed on the host, in place where the device's memory is the host's.
   std::unique_ptr<std::byte[]> staging;
@@ -87,8 +86,7 @@ absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
       }
       if (!block.bias.empty()) {
         auto* bias = reinterpret_cast<float*>(host + layout.biases[m].offset);
-        RETURN_IF_ERROR(
-            ReadVector(source, block.bias, block.first_row, block.rows, bias + at));
+        RETURN_IF_ERROR(ReadVector(source, block.bias, block.first_row, block.rows, bias + at));
       }
       at += block.rows;
     }

@@ -1,0 +1,45 @@
+// Sampler: turns rows of logits into tokens, with the sampling parameters of each lane kept on the
+// device. Lives on the last rank. Thread: the rank's own.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/device/device.h"
+#include "kernels/device/tensor.h"
+#include "kernels/ops/batch.h"
+
+namespace keyline {
+
+struct TopTokens {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs;
+};
+
+class Sampler {
+ public:
+  // `max_rows`: most rows of logits of one call.
+  static absl::StatusOr<Sampler> Make(Device& device, int lanes, int max_rows);
+
+  void SetLane(Stream& s, int lane, const SamplingParams& params);
+  // logits: float32 [n, vocab]; lanes, positions: int32 [n], device. Waits for the stream.
+  std::span<const SampledToken> Sample(Stream& s, TensorView logits, const int32_t* lanes,
+                                       const int32_t* positions);
+  // The `count` likeliest tokens of each row. Waits for the stream.
+  std::vector<TopTokens> Top(Stream& s, TensorView logits, int count);
+  // log softmax(logits[i])[targets[i]]. Waits for the stream.
+  std::span<const float> LogProbs(Stream& s, TensorView logits, const int32_t* targets);
+
+ private:
+  Sampler() = default;
+  Tensor params_;        // SamplingParams [lanes]
+  Tensor sampled_;       // SampledToken [max_rows]
+  Tensor top_tokens_;    // int32 [max_rows, kMaxTopLogProbs]
+  Tensor top_logprobs_;  // float32, the same; also the target's log-probabilities
+  std::vector<SamplingParams> host_params_;
+  std::vector<SampledToken> host_sampled_;
+  std::vector<float> host_logprobs_;
+};
+
+}  // namespace keyline
