@@ -1,0 +1,90 @@
+#include "runtime/pipeline/coordinator.h"
+
+#include <glog/logging.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/device/status_macros.h"
+#include "runtime/pipeline/plan_bytes.h"
+
+namespace keyline {
+namespace {
+
+void Merge(pipeline::StepResult&& part, Coordinator::Result& result) {
+  pipeline::StepResult& merged = result.merged;
+  if (part.has_timing()) result.timings.push_back(part.timing());
+  merged.mutable_tokens()->MergeFrom(part.tokens());
+  for (pipeline::ScoredChunk& scored : *part.mutable_scores()) {
+    *merged.add_scores() = std::move(scored);
+  }
+  // Every rank reports the same chunks in the same order, each with its own layers; ranks come in
+  // order, so layers end up ascending.
+  for (int i = 0; i < part.traces_size(); ++i) {
+    if (i == merged.traces_size()) {
+      *merged.add_traces() = part.traces(i);
+    } else {
+      merged.mutable_traces(i)->mutable_layers()->MergeFrom(part.traces(i).layers());
+    }
+  }
+}
+
+}  // namespace
+
+absl::Status Coordinator::Launch(pipeline::StepPlan plan) {
+  CHECK_LT(in_flight(), spec().pipeline_depth);
+  plan.set_step(next_step_++);
+  Flight flight{.step = plan.step(), .tokens = 0, .owing = {}, .own = {}};
+  for (const pipeline::PlanBatch& batch : plan.batches()) {
+    for (const pipeline::PlanChunk& chunk : batch.chunks()) {
+      flight.tokens += chunk.token_ids_size();
+    }
+  }
+  for (int rank = 1; rank < comm_->size(); ++rank) {
+    if (Stage::Answers(plan, rank, comm_->size())) flight.owing.push_back(rank);
+  }
+  if (comm_->size() > 1) comm_->SendBytes(1, ToBytes(plan));
+  ASSIGN_OR_RETURN(flight.own, stage_->Run(plan, *comm_));
+  flights_.push_back(std::move(flight));
+  return absl::OkStatus();
+}
+
+bool Coordinator::ResultReady() {
+  CHECK(!flights_.empty());
+  for (int rank : flights_.front().owing) {
+    if (!comm_->HasBytes(rank)) return false;
+  }
+  return true;
+}
+
+absl::StatusOr<Coordinator::Result> Coordinator::Collect() {
+  CHECK(!flights_.empty());
+  Flight flight = std::move(flights_.front());
+  flights_.pop_front();
+  Result result;
+  result.merged.set_step(flight.step);
+  Merge(std::move(flight.own), result);
+  for (int rank : flight.owing) {
+    ASSIGN_OR_RETURN(Bytes bytes,
+                     comm_->RecvBytes(rank, StepTimeout(flight.tokens),
+                                      absl::StrCat("the result of step ", flight.step)));
+    pipeline::StepResult part;
+    RETURN_IF_ERROR(FromBytes(bytes, part));
+    if (part.step() != flight.step) {
+      return absl::InternalError(absl::StrCat("rank ", rank, " answered step ", part.step(),
+                                              " where step ", flight.step, " was due"));
+    }
+    Merge(std::move(part), result);
+  }
+  return result;
+}
+
+void Coordinator::Shutdown() {
+  if (comm_->size() == 1) return;
+  pipeline::StepPlan plan;
+  plan.set_step(next_step_++);
+  plan.set_stop(true);
+  comm_->SendBytes(1, ToBytes(plan));
+}
+
+}  // namespace keyline

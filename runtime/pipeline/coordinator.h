@@ -1,0 +1,51 @@
+// Coordinator: rank 0's side of the pipeline. Launches steps (running rank 0's own stage) and
+// collects results, oldest first. Thread: the engine's.
+#pragma once
+
+#include <deque>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/pipeline/stage.h"
+#include "runtime/transport/communicator.h"
+
+namespace keyline {
+
+class Coordinator {
+ public:
+  // Both must outlive the coordinator. REQUIRES: comm.rank() == 0.
+  Coordinator(Stage& stage, Communicator& comm) : stage_(&stage), comm_(&comm) {}
+
+  const PipelineSpec& spec() const { return stage_->spec(); }
+  const DecoderModel& model() const { return stage_->model(); }
+
+  // Sends the plan down the pipeline and runs this rank's part. `plan.step` is filled in.
+  // REQUIRES: in_flight() < spec().pipeline_depth.
+  absl::Status Launch(pipeline::StepPlan plan);
+  int in_flight() const { return static_cast<int>(flights_.size()); }
+  // Whether Collect would return without waiting. REQUIRES: in_flight() > 0.
+  bool ResultReady();
+  // The oldest step's result, all ranks' parts merged: tokens and scores of the last rank, traces
+  // with all layers, `timings` one a rank where asked for.
+  struct Result {
+    pipeline::StepResult merged;
+    std::vector<pipeline::StageTiming> timings;
+  };
+  absl::StatusOr<Result> Collect();
+  // Ends the workers. Steps in flight must have been collected.
+  void Shutdown();
+
+ private:
+  struct Flight {
+    uint64_t step;
+    int tokens;
+    std::vector<int> owing;  // ranks whose results are awaited
+    pipeline::StepResult own;
+  };
+  Stage* stage_;
+  Communicator* comm_;
+  uint64_t next_step_ = 1;
+  std::deque<Flight> flights_;
+};
+
+}  // namespace keyline

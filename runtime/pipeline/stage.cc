@@ -1,0 +1,310 @@
+#include "runtime/pipeline/stage.h"
+
+#include <glog/logging.h>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/device/status_macros.h"
+#include "kernels/ops/ops.h"
+#include "runtime/cache/kv_cache.h"
+#include "runtime/model/rope_table.h"
+#include "runtime/pipeline/batch_upload.h"
+#include "runtime/sampling/sampler.h"
+#include "runtime/weights/resident_store.h"
+
+namespace keyline {
+
+using pipeline::PlanBatch;
+using pipeline::PlanChunk;
+using pipeline::StepPlan;
+using pipeline::StepResult;
+
+absl::Duration StepTimeout(int tokens) {
+  return absl::Seconds(60) + absl::Milliseconds(200) * tokens;
+}
+
+struct Stage::Parts {
+  Device* device;
+  std::unique_ptr<Stream> stream;
+  const DecoderModel* model;
+  PipelineSpec spec;
+  ShardRange shard;
+  int rank;
+  int ranks;
+  std::unique_ptr<LayerStore> layers;
+  LayerBlob embedding;  // first rank
+  LayerBlob head;       // last rank: final norm, and the head unless it is the embedding
+  RopeTable rope;
+  std::vector<std::unique_ptr<KvCache>> caches;
+  std::optional<BatchUpload> upload;
+  std::optional<Sampler> sampler;
+  Tensor hidden, qkv, attended, mlp;
+  Tensor head_input, logits;
+
+  const Weight& head_weight() const {
+    const LayerWeights own = head.weights();
+    return own.matrices.empty() ? embedding.weights().matrices[0] : own.matrices[0];
+  }
+};
+
+Stage::Stage(std::unique_ptr<Parts> parts) : p_(std::move(parts)) {}
+Stage::~Stage() = default;
+
+const PipelineSpec& Stage::spec() const { return p_->spec; }
+const DecoderModel& Stage::model() const { return *p_->model; }
+
+size_t Stage::weight_bytes() const {
+  return p_->layers->device_bytes() + p_->embedding.device_bytes() + p_->head.device_bytes();
+}
+
+size_t Stage::kv_bytes() const {
+  size_t bytes = 0;
+  for (const auto& cache : p_->caches) bytes += cache->device_bytes();
+  return bytes;
+}
+
+absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
+    Device& device, const WeightSource& source, const DecoderModel& model, const PipelineSpec& spec,
+    int rank, const std::function<void(size_t bytes)>& progress) {
+  auto p = std::make_unique<Parts>();
+  p->device = &device;
+  p->stream = device.NewStream();
+  p->model = &model;
+  p->spec = spec;
+  p->rank = rank;
+  p->ranks = static_cast<int>(spec.shards.size());
+  p->shard = spec.shards.at(rank);
+  const ModelConfig& config = model.config();
+  const ShardRange& shard = p->shard;
+
+  const auto load = [&](const LayerSpec& tensors) -> absl::StatusOr<LayerBlob> {
+    ASSIGN_OR_RETURN(LayerBlob blob,
+                     LayerBlob::Load(device, *p->stream, source, tensors, spec.dtype));
+    if (progress) progress(blob.device_bytes());
+    return blob;
+  };
+  if (shard.embedding) {
+    ASSIGN_OR_RETURN(p->embedding, load(model.EmbeddingTensors()));
+  }
+  std::vector<LayerSpec> specs;
+  for (int l = shard.first_layer; l < shard.first_layer + shard.layers; ++l) {
+    specs.push_back(model.LayerTensors(l));
+  }
+  ASSIGN_OR_RETURN(p->layers, ResidentStore::Load(device, *p->stream, source, shard.first_layer,
+                                                  specs, spec.dtype, progress));
+  if (shard.head) {
+    LayerSpec tensors = model.HeadTensors();
+    if (shard.embedding && config.tied_embeddings) tensors.matrices.clear();
+    ASSIGN_OR_RETURN(p->head, load(tensors));
+  }
+
+  for (int l = shard.first_layer; l < shard.first_layer + shard.layers; ++l) {
+    ASSIGN_OR_RETURN(auto cache, KvCache::Create(device, spec.cache,
+                                                 {.lanes = spec.cache.lanes,
+                                                  .kv_heads = config.kv_heads,
+                                                  .head_dim = config.head_dim,
+                                                  .length = spec.cache_lengths[l],
+                                                  .max_tokens = spec.max_pass_tokens,
+                                                  .plain = spec.dtype}));
+    p->caches.push_back(std::move(cache));
+  }
+  ASSIGN_OR_RETURN(p->rope, RopeTable::Make(device, *p->stream, config.rope, config.rotary_dim,
+                                            spec.max_positions));
+  ASSIGN_OR_RETURN(p->upload, BatchUpload::Make(device, spec.cache.lanes, spec.max_pass_tokens));
+  const ActivationWidths widths = model.widths();
+  const DType type = device.ActivationType(spec.dtype);
+  const int tokens = spec.max_pass_tokens;
+  ASSIGN_OR_RETURN(p->hidden, Tensor::Allocate(device, type, {tokens, widths.hidden}));
+  ASSIGN_OR_RETURN(p->qkv, Tensor::Allocate(device, type, {tokens, widths.qkv}));
+  ASSIGN_OR_RETURN(p->attended, Tensor::Allocate(device, type, {tokens, widths.attended}));
+  ASSIGN_OR_RETURN(p->mlp, Tensor::Allocate(device, type, {tokens, widths.mlp}));
+  if (shard.head) {
+    ASSIGN_OR_RETURN(p->head_input, Tensor::Allocate(device, type, {kLogitRows, widths.hidden}));
+    ASSIGN_OR_RETURN(p->logits,
+                     Tensor::Allocate(device, DType::kF32, {kLogitRows, config.vocab_size}));
+    ASSIGN_OR_RETURN(p->sampler, Sampler::Make(device, spec.cache.lanes, kLogitRows));
+  }
+  return std::unique_ptr<Stage>(new Stage(std::move(p)));
+}
+
+bool Stage::Answers(const StepPlan& plan, int rank, int ranks) {
+  if (plan.stop()) return false;
+  if (rank == ranks - 1 || plan.want_timing()) return true;
+  for (const PlanBatch& batch : plan.batches()) {
+    for (const PlanChunk& chunk : batch.chunks()) {
+      if (chunk.trace()) return true;
+    }
+  }
+  return false;
+}
+
+void Stage::OpenLane(const pipeline::OpenLane& open) {
+  LanePolicy policy;
+  policy.policy = open.policy();
+  policy.cache_length.assign(open.cache_length().begin(), open.cache_length().end());
+  if (open.has_sinks()) policy.sinks = open.sinks();
+  policy.grace = open.grace();
+  policy.keep_initial_fraction = open.keep_initial_fraction();
+  policy.normalize_scores = open.normalize_scores();
+  policy.protect_begin = open.protect_begin();
+  policy.protect_end = open.protect_end();
+  policy.max_protected_fraction = open.max_protected_fraction();
+  for (size_t i = 0; i < p_->caches.size(); ++i) {
+    p_->caches[i]->OpenLane(*p_->stream, open.lane(), policy,
+                            p_->shard.first_layer + static_cast<int>(i));
+  }
+  if (p_->sampler.has_value()) {
+    p_->sampler->SetLane(*p_->stream, open.lane(),
+                         {.temperature = open.temperature(),
+                          .top_k = open.top_k(),
+                          .top_p = open.top_p(),
+                          .min_p = open.min_p(),
+                          .seed = open.seed(),
+                          .sequence = open.sequence()});
+  }
+}
+
+absl::StatusOr<StepResult> Stage::Run(const StepPlan& plan, Communicator& comm) {
+  Stream& s = *p_->stream;
+  StepResult result;
+  result.set_step(plan.step());
+  result.set_rank(p_->rank);
+  const int64_t begin_ns = absl::GetCurrentTimeNanos();
+  int64_t wait_ns = 0;
+  for (const pipeline::OpenLane& open : plan.open()) OpenLane(open);
+  for (const PlanBatch& plan_batch : plan.batches()) {
+    p_->upload->Set(s, plan_batch);
+    const Batch& batch = p_->upload->batch();
+    Activations a{.hidden = p_->hidden.view().Rows(0, batch.tokens),
+                  .qkv = p_->qkv.view().Rows(0, batch.tokens),
+                  .attended = p_->attended.view().Rows(0, batch.tokens),
+                  .mlp = p_->mlp.view().Rows(0, batch.tokens)};
+    if (p_->shard.embedding) {
+      ops::Embed(s, a.hidden, batch, p_->embedding.weights().matrices[0],
+                 p_->model->embedding_scale());
+    } else {
+      const int64_t before = absl::GetCurrentTimeNanos();
+      RETURN_IF_ERROR(comm.Recv(p_->rank - 1, a.hidden, s, StepTimeout(batch.tokens)));
+      wait_ns += absl::GetCurrentTimeNanos() - before;
+    }
+    for (size_t i = 0; i < p_->caches.size(); ++i) {
+      const int layer = p_->shard.first_layer + static_cast<int>(i);
+      const LayerWeights weights = p_->layers->Acquire(s, layer);
+      p_->model->Forward(s, batch, layer, weights, p_->rope.rope(), *p_->caches[i], a);
+      p_->layers->Release(s, layer);
+      comm.Progress();
+    }
+    if (p_->shard.head) {
+      RunHead(plan_batch, result);
+    } else {
+      comm.Send(p_->rank + 1, a.hidden, s);
+    }
+    Trace(plan_batch, result);
+  }
+  if (plan.want_timing()) {
+    pipeline::StageTiming& timing = *result.mutable_timing();
+    timing.set_rank(p_->rank);
+    timing.set_begin_ns(begin_ns);
+    timing.set_end_ns(absl::GetCurrentTimeNanos());
+    timing.set_wait_ns(wait_ns);
+  }
+  return result;
+}
+
+TensorView Stage::Logits(const int32_t* rows, int count) {
+  Stream& s = *p_->stream;
+  const TensorView input = p_->head_input.view().Rows(0, count);
+  const TensorView logits = p_->logits.view().Rows(0, count);
+  ops::GatherRows(s, input, p_->hidden, rows);
+  const RmsNorm norm{p_->head.weights().vectors[0].as<float>(), p_->model->config().norm_eps};
+  ops::NormMatMul(s, logits, input, norm, p_->head_weight());
+  return logits;
+}
+
+void Stage::RunHead(const PlanBatch& batch, StepResult& result) {
+  if (p_->upload->sampled().count > 0) SampleRows(batch, result);
+  if (p_->upload->scored().count > 0) ScoreRows(batch, result);
+}
+
+void Stage::SampleRows(const PlanBatch& batch, StepResult& result) {
+  const HeadRows& rows = p_->upload->sampled();
+  std::vector<const PlanChunk*> chunks;
+  for (const PlanChunk& chunk : batch.chunks()) {
+    if (chunk.output() == pipeline::OUTPUT_SAMPLE) chunks.push_back(&chunk);
+  }
+  for (int first = 0; first < rows.count; first += kLogitRows) {
+    const int count = std::min(kLogitRows, rows.count - first);
+    const TensorView logits = Logits(rows.row + first, count);
+    int top = 0;
+    for (int i = 0; i < count; ++i) top = std::max(top, chunks[first + i]->top_logprobs());
+    std::vector<TopTokens> tops;
+    if (top > 0) tops = p_->sampler->Top(*p_->stream, logits, top);
+    const std::span<const SampledToken> sampled =
+        p_->sampler->Sample(*p_->stream, logits, rows.lane + first, rows.position + first);
+    for (int i = 0; i < count; ++i) {
+      pipeline::SampledTokenResult& out = *result.add_tokens();
+      out.set_lane(chunks[first + i]->lane());
+      out.set_token(sampled[i].token);
+      out.set_logprob(sampled[i].logprob);
+      out.set_non_finite(sampled[i].non_finite);
+      for (int t = 0; t < chunks[first + i]->top_logprobs(); ++t) {
+        out.add_top_tokens(tops[i].tokens[t]);
+        out.add_top_logprobs(tops[i].logprobs[t]);
+      }
+    }
+  }
+}
+
+void Stage::ScoreRows(const PlanBatch& batch, StepResult& result) {
+  const HeadRows& rows = p_->upload->scored();
+  std::vector<pipeline::ScoredChunk*> row_chunk;  // of each row
+  std::vector<bool> row_logits;
+  for (const PlanChunk& chunk : batch.chunks()) {
+    const bool logits = chunk.output() == pipeline::OUTPUT_LOGITS;
+    if (!logits && chunk.output() != pipeline::OUTPUT_LOGPROBS) continue;
+    pipeline::ScoredChunk* scored = result.add_scores();
+    scored->set_lane(chunk.lane());
+    scored->set_first_position(chunk.first_position());
+    row_chunk.insert(row_chunk.end(), chunk.token_ids_size(), scored);
+    row_logits.insert(row_logits.end(), chunk.token_ids_size(), logits);
+  }
+  CHECK_EQ(static_cast<int>(row_chunk.size()), rows.count);
+  std::vector<float> host(p_->model->config().vocab_size);
+  for (int first = 0; first < rows.count; first += kLogitRows) {
+    const int count = std::min(kLogitRows, rows.count - first);
+    const TensorView logits = Logits(rows.row + first, count);
+    const std::span<const float> logprobs =
+        p_->sampler->LogProbs(*p_->stream, logits, rows.target + first);
+    for (int i = 0; i < count; ++i) {
+      row_chunk[first + i]->add_logprobs(logprobs[i]);
+      if (!row_logits[first + i]) continue;
+      p_->stream->CopyAsync(host.data(), logits.row<float>(i), host.size() * sizeof(float));
+      p_->stream->Synchronize();
+      row_chunk[first + i]->mutable_logits()->append(reinterpret_cast<const char*>(host.data()),
+                                                     host.size() * sizeof(float));
+    }
+  }
+}
+
+void Stage::Trace(const PlanBatch& batch, StepResult& result) {
+  for (const PlanChunk& chunk : batch.chunks()) {
+    if (!chunk.trace()) continue;
+    pipeline::ChunkTraceResult& trace = *result.add_traces();
+    trace.set_lane(chunk.lane());
+    trace.set_start(chunk.first_position());
+    trace.set_tokens(chunk.token_ids_size());
+    for (size_t i = 0; i < p_->caches.size(); ++i) {
+      pipeline::LayerTrace& layer = *trace.add_layers();
+      layer.set_layer(p_->shard.first_layer + static_cast<int>(i));
+      for (const std::vector<int32_t>& kept :
+           p_->caches[i]->KeptPositions(*p_->stream, chunk.lane())) {
+        layer.add_heads()->mutable_positions()->Add(kept.begin(), kept.end());
+      }
+    }
+  }
+}
+
+}  // namespace keyline

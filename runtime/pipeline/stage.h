@@ -1,0 +1,58 @@
+// Stage: this rank's layers, caches and preallocated activations. Runs one StepPlan at a time, in
+// the order of the plans. Thread: the rank's own.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/device/device.h"
+#include "runtime/files/weight_source.h"
+#include "runtime/model/decoder_model.h"
+#include "runtime/pipeline/pipeline_spec.h"
+#include "runtime/pipeline/step_plan.pb.h"
+#include "runtime/transport/communicator.h"
+
+namespace keyline {
+
+class Stage {
+ public:
+  // Loads the weights of shard `rank` and allocates everything that steps will use. `progress` (may
+  // be null) hears the bytes of each part as it is loaded. Everything must outlive the stage.
+  static absl::StatusOr<std::unique_ptr<Stage>> Create(
+      Device& device, const WeightSource& source, const DecoderModel& model,
+      const PipelineSpec& spec, int rank, const std::function<void(size_t bytes)>& progress);
+  ~Stage();
+
+  // Runs the plan's batches through this rank's layers: hidden states come from the previous rank
+  // and go to the next. The result is this rank's part: tokens and scores on the last rank, traces
+  // and timing where the plan asks for them.
+  absl::StatusOr<pipeline::StepResult> Run(const pipeline::StepPlan& plan, Communicator& comm);
+
+  // Whether rank `rank` of `ranks` owes rank 0 a StepResult for this plan.
+  static bool Answers(const pipeline::StepPlan& plan, int rank, int ranks);
+
+  const PipelineSpec& spec() const;
+  const DecoderModel& model() const;
+  size_t weight_bytes() const;
+  size_t kv_bytes() const;
+
+ private:
+  struct Parts;
+  explicit Stage(std::unique_ptr<Parts> parts);
+  void OpenLane(const pipeline::OpenLane& open);
+  void RunHead(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
+  void SampleRows(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
+  void ScoreRows(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
+  void Trace(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
+  TensorView Logits(const int32_t* rows, int count);
+
+  std::unique_ptr<Parts> p_;
+};
+
+// How long a rank waits for a message that a step owes it.
+absl::Duration StepTimeout(int tokens);
+
+}  // namespace keyline
