@@ -1,0 +1,44 @@
+// RequestQueue: the engine as those see it who bring requests (gRPC services, the command line). Thread:
+// any. Implemented by Engine; tests of the services bring their own.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "runtime/engine/request.h"
+#include "runtime/engine/token_sink.h"
+
+namespace keyline {
+
+struct EngineLoad {
+  int lanes = 0;
+  int running = 0;  // requests that hold a lane
+  int waiting = 0;  // queued
+  int64_t waiting_tokens = 0;
+  bool draining = false;
+  uint64_t steps = 0;
+  uint64_t requests_accepted = 0;
+  uint64_t requests_finished = 0;
+  uint64_t requests_cancelled = 0;
+  uint64_t requests_failed = 0;
+  uint64_t requests_refused = 0;
+  uint64_t prompt_tokens = 0;
+  uint64_t generated_tokens = 0;
+};
+
+class RequestQueue {
+ public:
+  virtual ~RequestQueue() = default;
+  // Validates and queues. INVALID_ARGUMENT (field, limit, got, what would fit), RESOURCE_EXHAUSTED
+  // (queue full), UNAVAILABLE (draining or stopped). After OK the sink hears exactly one OnFinish or
+  // OnError.
+  virtual absl::StatusOr<RequestId> Submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
+  // The lane is free at the next step; the sink hears OnError(CANCELLED). Unknown ids are ignored.
+  virtual void Cancel(RequestId id) = 0;
+  // No new work; running and queued requests finish, up to the drain limit.
+  virtual void Drain() = 0;
+  virtual EngineLoad load() const = 0;
+};
+
+}  // namespace keyline
