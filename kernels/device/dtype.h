@@ -1,7 +1,7 @@
 // Element types of tensors and of tensors in checkpoint files.
 //
 // A block type (kQ8_0 and below) packs kBlock elements with their scales as GGUF files do; see
-// runtime/files/gguf_blocks.h for the layouts. Only checkpoint tensors and weights have one.
+// runtime/files/gguf/gguf_blocks.h for the layouts. Only checkpoint tensors and weights have one.
 #pragma once
 
 #include <cstddef>

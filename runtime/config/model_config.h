@@ -51,4 +51,11 @@ struct ModelConfig {
   int bos_token_id = -1;  // -1: none
 };
 
+struct Checkpoint;
+
+// Reads config.json (and generation_config.json) or GGUF metadata of an open checkpoint.
+// INVALID_ARGUMENT names file, field, value and limit; UNIMPLEMENTED names the feature that keyline
+// does not have (a model is refused rather than computed wrongly) and what would work.
+absl::StatusOr<ModelConfig> LoadModelConfig(const Checkpoint& checkpoint);
+
 }  // namespace keyline

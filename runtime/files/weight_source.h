@@ -1,8 +1,8 @@
 // WeightSource: finds a named tensor in a checkpoint without copying.
 //
 // Names are those of Hugging Face checkpoints ("model.layers.3.self_attn.q_proj.weight"), whatever
-// the file calls them: a GGUF source translates. Implementations: safetensors.h, gguf.h.
-// Thread: any; a source is immutable once open. Memory lives as long as the source.
+// the file calls them: a GGUF source translates. Implementations: safetensors/safetensors.h,
+// gguf/gguf.h; checkpoint.h picks one. Thread: any; a source is immutable once open.
 #pragma once
 
 #include <cstddef>
@@ -17,15 +17,20 @@
 
 namespace keyline {
 
-// A tensor as it lies in a file: row major, `shape` outermost first.
+class InputFile;
+
+// Where a tensor lies: row major, `shape` outermost first. Its bytes are in memory (`data`) or in a
+// file (`file`, `file_offset`); ReadRows reads either. Valid as long as its source.
 struct SourceTensor {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
-  const std::byte* data = nullptr;
+  const std::byte* data = nullptr;  // null where the tensor is in a file
   size_t bytes = 0;
   // > 0: the file stores the rows of each of so many heads for interleaved rotary pairs (GGUF's
   // llama family). ReadRows undoes it, so that callers always see the order of halves.
   int64_t interleaved_heads = 0;
+  const InputFile* file = nullptr;
+  uint64_t file_offset = 0;  // of the first byte
 
   int64_t cols() const { return shape.empty() ? 1 : shape.back(); }
   int64_t rows() const;  // product of all dimensions but the last
@@ -42,8 +47,12 @@ class WeightSource {
   virtual const std::string& path() const = 0;  // for messages
 };
 
-// Rows [first, first + count) as float32, dequantised. out: [count, cols]. DATA_LOSS where the
-// mapped file was cut meanwhile. REQUIRES: rows in range.
+// Rows [first, first + count) as float32, dequantised. out: [count, cols]. DATA_LOSS, with file and
+// byte offset, where the file was cut since it was opened; UNIMPLEMENTED for integer tensors.
+// REQUIRES: rows in range.
 absl::Status ReadRows(const SourceTensor& tensor, int64_t first, int64_t count, float* out);
+
+// All bytes of the tensor as they are stored. out: [tensor.bytes]. DATA_LOSS as above.
+absl::Status ReadBytes(const SourceTensor& tensor, std::byte* out);
 
 }  // namespace keyline
