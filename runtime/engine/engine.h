@@ -1,8 +1,8 @@
 // Engine: the one thread that turns requests into steps and results into tokens.
 //
-// Submit, Cancel, Drain and load come from any thread; Run is called once, on rank 0's own thread, and
-// drives the pipeline (runtime/pipeline/coordinator.h) until Stop or until a drain is complete. Cancels,
-// deadlines and stops are decided here alone and travel in the next plan.
+// Submit, Cancel, Drain and load come from any thread; Run is called once, on rank 0's own thread,
+// and drives the pipeline (runtime/pipeline/coordinator.h) until Stop or until a drain is complete.
+// Cancels, deadlines and stops are decided here alone and travel in the next plan.
 #pragma once
 
 #include <functional>
@@ -28,8 +28,8 @@ struct EngineOptions {
 
 class Engine : public RequestQueue {
  public:
-  // `tokenizer` may be null: then requests must not ask for text or stop strings. Both must outlive the
-  // engine.
+  // `tokenizer` may be null: then requests must not ask for text or stop strings. Both must outlive
+  // the engine.
   Engine(Coordinator& coordinator, const Tokenizer* tokenizer, const EngineOptions& options);
   ~Engine() override;
 
@@ -38,8 +38,8 @@ class Engine : public RequestQueue {
   void Drain() override;
   EngineLoad load() const override;
 
-  // Serves until Stop or a drain's end, then ends the workers. An error of the pipeline ends all requests
-  // with UNAVAILABLE and is returned.
+  // Serves until Stop or a drain's end, then ends the workers. An error of the pipeline ends all
+  // requests with UNAVAILABLE and is returned.
   absl::Status Run();
   // As Drain, but what runs is ended with UNAVAILABLE at once.
   void Stop();

@@ -1,4 +1,5 @@
-// What a request asks of the engine and what it hears back. No gRPC here: rpc/ and launch/ translate.
+// What a request asks of the engine and what it hears back. No gRPC here: rpc/ and launch/
+// translate.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +18,11 @@ using RequestId = uint64_t;  // unique within one engine, never reused
 
 struct StopConditions {
   int max_new_tokens = 0;
-  int min_new_tokens = 0;                // end-of-text and stops do not count before
-  std::vector<int32_t> stop_token_ids;   // besides the model's end-of-text ids
+  int min_new_tokens = 0;               // end-of-text and stops do not count before
+  std::vector<int32_t> stop_token_ids;  // besides the model's end-of-text ids
   std::vector<std::string> stop_strings;
   bool ignore_eos = false;
-  bool include_stop = false;             // the stop string or token is part of the answer
+  bool include_stop = false;  // the stop string or token is part of the answer
 };
 
 // What comes back besides token ids.
@@ -35,16 +36,17 @@ struct ResponseOptions {
 // What a request wants to know of the tokens it gave (teacher forcing).
 struct ScoreOptions {
   bool enabled = false;
-  bool logits = false;    // every row of logits, float32: memory is the caller's risk
-  bool trace = false;     // kept positions after every chunk, per layer and KV head
-  int decode_tail = 0;    // the last tokens are fed one by one
+  bool logits = false;  // every row of logits, float32: memory is the caller's risk
+  bool trace = false;   // kept positions after every chunk, per layer and KV head
+  int decode_tail = 0;  // the last tokens are fed one by one
 };
 
 struct Request {
-  std::string label;                // the client's request id, for logs
-  std::vector<int32_t> prompt;      // token ids, at least one
-  SamplingParams sampling;          // `sequence` is set by the engine if `sequence_key` is unset
-  std::optional<uint64_t> sequence_key;
+  std::string label;            // the client's request id, for logs
+  std::vector<int32_t> prompt;  // token ids, at least one
+  // Random numbers are keyed by (seed, sequence, position): the same request draws the same numbers
+  // wherever and beside whatever it runs. `sequence` tells several answers of one request apart.
+  SamplingParams sampling;
   StopConditions stop;
   std::optional<LanePolicy> cache;  // unset: the server's default
   ResponseOptions response;
@@ -59,10 +61,10 @@ struct TopLogProb {
 
 // New tokens of a request, in order; indexes never repeat or skip.
 struct TokenDelta {
-  int first_index = 0;              // of tokens[0] among the request's new tokens
+  int first_index = 0;  // of tokens[0] among the request's new tokens
   std::vector<int32_t> tokens;
-  std::string text;                 // whole UTF-8; may lag behind the tokens
-  std::vector<float> logprobs;      // one a token, if asked for
+  std::string text;             // whole UTF-8; may lag behind the tokens
+  std::vector<float> logprobs;  // one a token, if asked for
   std::vector<std::vector<TopLogProb>> top_logprobs;
 };
 
@@ -103,8 +105,8 @@ struct ChunkTrace {
 };
 
 struct ScoreResult {
-  std::vector<float> logprobs;      // of each given token but the first
-  std::vector<float> logits;        // [tokens, vocab] if asked for
+  std::vector<float> logprobs;  // of each given token but the first
+  std::vector<float> logits;    // [tokens, vocab] if asked for
   std::vector<ChunkTrace> trace;
 };
 

@@ -1,5 +1,5 @@
-// RequestQueue: the engine as those see it who bring requests (gRPC services, the command line). Thread:
-// any. Implemented by Engine; tests of the services bring their own.
+// RequestQueue: the engine as those see it who bring requests (gRPC services, the command line).
+// Thread: any. Implemented by Engine; tests of the services bring their own.
 #pragma once
 
 #include <cstdint>
@@ -31,10 +31,11 @@ class RequestQueue {
  public:
   virtual ~RequestQueue() = default;
   // Validates and queues. INVALID_ARGUMENT (field, limit, got, what would fit), RESOURCE_EXHAUSTED
-  // (queue full), UNAVAILABLE (draining or stopped). After OK the sink hears exactly one OnFinish or
-  // OnError.
+  // (queue full), UNAVAILABLE (draining or stopped). After OK the sink hears exactly one OnFinish
+  // or OnError, perhaps before Submit has returned; after an error it hears nothing.
   virtual absl::StatusOr<RequestId> Submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
   // The lane is free at the next step; the sink hears OnError(CANCELLED). Unknown ids are ignored.
+  // Never waits, and may be called from inside a sink's call.
   virtual void Cancel(RequestId id) = 0;
   // No new work; running and queued requests finish, up to the drain limit.
   virtual void Drain() = 0;

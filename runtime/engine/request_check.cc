@@ -1,0 +1,138 @@
+#include "runtime/engine/request_check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/device/status_macros.h"
+#include "runtime/cache/chunk_plan.h"
+#include "runtime/cache/kv_cache.h"
+
+namespace keyline {
+namespace {
+
+absl::Status Bad(const std::string& field, const std::string& why) {
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", why));
+}
+
+absl::Status CheckSampling(const SamplingParams& s) {
+  if (!std::isfinite(s.temperature) || s.temperature < 0 || s.temperature > 100) {
+    return Bad("temperature",
+               absl::StrCat("must be within [0, 100] (0 = greedy), got ", s.temperature));
+  }
+  if (s.top_k < 0) return Bad("top_k", absl::StrCat("must be >= 0 (0 = all), got ", s.top_k));
+  if (!(s.top_p > 0 && s.top_p <= 1)) {
+    return Bad("top_p", absl::StrCat("must be within (0, 1], got ", s.top_p));
+  }
+  if (!(s.min_p >= 0 && s.min_p <= 1)) {
+    return Bad("min_p", absl::StrCat("must be within [0, 1], got ", s.min_p));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckStops(const Request& request, const ModelConfig& model, bool has_tokenizer) {
+  const StopConditions& stop = request.stop;
+  if (stop.max_new_tokens < 1) {
+    return Bad("max_new_tokens", absl::StrCat("must be >= 1, got ", stop.max_new_tokens));
+  }
+  if (stop.min_new_tokens < 0 || stop.min_new_tokens > stop.max_new_tokens) {
+    return Bad("min_new_tokens", absl::StrCat("must be within [0, max_new_tokens = ",
+                                              stop.max_new_tokens, "], got ", stop.min_new_tokens));
+  }
+  for (int32_t id : stop.stop_token_ids) {
+    if (id < 0 || id >= model.vocab_size) {
+      return Bad("stop_token_ids",
+                 absl::StrCat("token id ", id, " is not within [0, ", model.vocab_size, ")"));
+    }
+  }
+  for (const std::string& text : stop.stop_strings) {
+    if (text.empty()) return Bad("stop_strings", "a stop string must not be empty");
+  }
+  if (!stop.stop_strings.empty() && !has_tokenizer) {
+    return Bad("stop_strings", "this model has no tokenizer; use stop_token_ids");
+  }
+  return absl::OkStatus();
+}
+
+int DecodeTail(const Request& request) {
+  return request.score.enabled ? request.score.decode_tail : 0;
+}
+
+}  // namespace
+
+absl::Status CheckRequest(const Request& request, const PipelineSpec& spec,
+                          const ModelConfig& model, bool has_tokenizer) {
+  if (request.prompt.empty()) return Bad("prompt", "must have at least one token");
+  const int prompt = static_cast<int>(
+      std::min<size_t>(request.prompt.size(), static_cast<size_t>(spec.max_positions) + 1));
+  if (prompt > spec.max_positions) {
+    return Bad("prompt", absl::StrCat(request.prompt.size(), " tokens; this model has ",
+                                      spec.max_positions, " positions"));
+  }
+  for (size_t i = 0; i < request.prompt.size(); ++i) {
+    if (request.prompt[i] < 0 || request.prompt[i] >= model.vocab_size) {
+      return Bad("prompt", absl::StrCat("token id ", request.prompt[i], " at index ", i,
+                                        " is not within [0, ", model.vocab_size, ")"));
+    }
+  }
+  if (request.score.enabled) {
+    if (request.score.decode_tail < 0 || request.score.decode_tail >= prompt) {
+      return Bad("decode_tail",
+                 absl::StrCat("must be within [0, ", prompt - 1, "] for a prompt of ", prompt,
+                              " tokens, got ", request.score.decode_tail));
+    }
+  } else {
+    RETURN_IF_ERROR(CheckStops(request, model, has_tokenizer));
+    RETURN_IF_ERROR(CheckSampling(request.sampling));
+    const int top = request.response.top_logprobs;
+    if (top < 0 || top > std::min(kMaxTopLogProbs, model.vocab_size)) {
+      return Bad("top_logprobs",
+                 absl::StrCat("must be within [0, ", std::min(kMaxTopLogProbs, model.vocab_size),
+                              "], got ", top));
+    }
+    if (request.response.text && !has_tokenizer) {
+      return Bad("text", "this model has no tokenizer; ask for token ids");
+    }
+  }
+  const int new_tokens = request.score.enabled ? 0 : request.stop.max_new_tokens;
+  return ValidateLane(spec.cache, spec.cache_lengths, *request.cache, prompt, new_tokens,
+                      spec.max_pass_tokens);
+}
+
+std::vector<int> ChunksOf(const Request& request, const PipelineSpec& spec) {
+  const LanePolicy& policy = *request.cache;
+  std::vector<int> lengths;
+  for (size_t l = 0; l < spec.cache_lengths.size(); ++l) {
+    lengths.push_back(policy.length_of(static_cast<int>(l)));
+  }
+  const int chunk =
+      policy.max_chunk > 0 ? std::min(policy.chunk_size, policy.max_chunk) : policy.chunk_size;
+  const int tail = DecodeTail(request);
+  std::vector<int> chunks =
+      PlanChunks(lengths, static_cast<int>(request.prompt.size()) - tail, chunk);
+  chunks.insert(chunks.end(), tail, 1);
+  return chunks;
+}
+
+CacheReport ReportCache(const Sequence& sequence, const PipelineSpec& spec,
+                        const DecoderModel& model) {
+  const LanePolicy& policy = *sequence.request().cache;
+  CacheReport report;
+  report.policy = policy.policy;
+  report.storage = spec.cache.storage;
+  const absl::StatusOr<size_t> lane_bytes = LaneBytes(model, spec);
+  report.lane_bytes = lane_bytes.ok() ? static_cast<int64_t>(*lane_bytes) : 0;
+  const int processed = sequence.tokens_processed();
+  for (size_t l = 0; l < spec.cache_lengths.size(); ++l) {
+    const int length = policy.length_of(static_cast<int>(l));
+    report.layers.push_back({.layer = static_cast<int>(l),
+                             .cache_length = length,
+                             .slots_used = std::min(length, processed),
+                             .evicted = std::max(0, processed - length),
+                             .protected_slots = policy.sinks.value_or(0)});
+  }
+  return report;
+}
+
+}  // namespace keyline

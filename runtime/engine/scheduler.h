@@ -1,0 +1,61 @@
+// Scheduler: which chunks run next. No thread and no clock of its own, so that it can be simulated.
+//
+// Sequences join and leave at any step. A step carries the decode tokens of one micro-batch (there
+// are as many micro-batches as steps may be in flight, so that all stages have work) and, in what
+// room is left, chunks of prompts, oldest request first. Chunk boundaries come with the sequence;
+// the scheduler only cuts pieces of first chunks, which changes nothing but the time they take.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "runtime/engine/sequence.h"
+#include "runtime/pipeline/step_plan.pb.h"
+
+namespace keyline {
+
+struct SchedulerLimits {
+  int lanes = 1;
+  int max_pass_tokens = 512;  // REQUIRES: >= lanes + the longest chunk after the first
+  int groups = 1;             // micro-batches; the pipeline's depth
+};
+
+// A step and the sequences that its chunks belong to (results come by lane).
+struct ScheduledStep {
+  pipeline::StepPlan plan;
+  std::map<int, std::shared_ptr<Sequence>> by_lane;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerLimits& limits);
+
+  void Enqueue(std::shared_ptr<Sequence> sequence);
+  // Ends a sequence, running or queued: its lane is free for the next plan. Results of its steps in
+  // flight must be ignored by the caller. Returns it, or null if unknown.
+  std::shared_ptr<Sequence> Remove(RequestId id);
+  // The next step, or nothing where all sequences wait for results. Admits queued sequences to free
+  // lanes; `started` hears of each.
+  std::optional<ScheduledStep> NextStep(std::vector<std::shared_ptr<Sequence>>* started);
+
+  int running() const { return static_cast<int>(running_.size()); }
+  int waiting() const { return static_cast<int>(waiting_.size()); }
+  bool idle() const { return running_.empty() && waiting_.empty(); }
+  // All sequences, running first.
+  std::vector<std::shared_ptr<Sequence>> All() const;
+
+ private:
+  void Admit(pipeline::StepPlan& plan, std::vector<std::shared_ptr<Sequence>>* started);
+
+  SchedulerLimits limits_;
+  std::deque<std::shared_ptr<Sequence>> waiting_;
+  std::vector<std::shared_ptr<Sequence>> running_;  // oldest first
+  std::vector<int> free_lanes_;                     // highest first, so that lane 0 is used first
+  std::vector<int> group_size_;
+  int next_group_ = 0;
+};
+
+}  // namespace keyline

@@ -1,0 +1,213 @@
+#include "runtime/engine/sequence.h"
+
+#include <glog/logging.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "runtime/text/tokenizer.h"
+
+namespace keyline {
+
+Sequence::Sequence(RequestId id, Request request, std::shared_ptr<TokenSink> sink,
+                   const Tokenizer* tokenizer, std::vector<int> chunks, int max_positions,
+                   absl::Time submitted)
+    : id_(id),
+      request_(std::move(request)),
+      sink_(std::move(sink)),
+      chunks_(std::move(chunks)),
+      max_positions_(max_positions),
+      submitted_(submitted),
+      tokenizer_(tokenizer) {
+  if (tokenizer_ != nullptr) eos_ = tokenizer_->eos_ids();
+  const bool wants_text = request_.response.text || !request_.stop.stop_strings.empty();
+  if (tokenizer_ != nullptr && wants_text && !request_.score.enabled) {
+    detokenizer_.emplace(*tokenizer_);
+    stops_.emplace(request_.stop.stop_strings);
+  }
+}
+
+bool Sequence::ready_to_decode() const {
+  return !request_.score.enabled && !prefilling() && !token_in_flight_ && !generated_.empty();
+}
+
+int Sequence::NextPrefillTokens(int budget) const {
+  const int rest = chunks_[next_chunk_] - piece_done_;
+  const bool first_chunk = next_chunk_ == 0;
+  if (first_chunk) return std::min(rest, budget);
+  return rest <= budget ? rest : 0;
+}
+
+pipeline::PlanChunk Sequence::TakePrefill(int tokens) {
+  CHECK(prefilling());
+  CHECK_GT(tokens, 0);
+  pipeline::PlanChunk chunk;
+  chunk.set_lane(lane);
+  chunk.set_first_position(launched_);
+  chunk.set_takes_mass(next_chunk_ > 0);
+  chunk.set_chunk_tokens(chunks_[next_chunk_]);
+  chunk.set_chunk_position(launched_ - piece_done_);
+  for (int i = 0; i < tokens; ++i) chunk.add_token_ids(request_.prompt[launched_ + i]);
+  launched_ += tokens;
+  piece_done_ += tokens;
+  if (piece_done_ == chunks_[next_chunk_]) {
+    piece_done_ = 0;
+    ++next_chunk_;
+    chunk.set_trace(request_.score.enabled && request_.score.trace);
+  }
+  if (request_.score.enabled) {
+    chunk.set_output(request_.score.logits ? pipeline::OUTPUT_LOGITS : pipeline::OUTPUT_LOGPROBS);
+    for (int i = 0; i < tokens; ++i) {
+      const size_t next = chunk.first_position() + i + 1;
+      chunk.add_targets(next < request_.prompt.size() ? request_.prompt[next] : -1);
+    }
+  } else if (!prefilling()) {
+    chunk.set_output(pipeline::OUTPUT_SAMPLE);
+    chunk.set_top_logprobs(request_.response.top_logprobs);
+    token_in_flight_ = true;
+  }
+  return chunk;
+}
+
+pipeline::PlanChunk Sequence::TakeDecode() {
+  CHECK(ready_to_decode());
+  pipeline::PlanChunk chunk;
+  chunk.set_lane(lane);
+  chunk.set_first_position(launched_);
+  chunk.set_takes_mass(true);
+  chunk.set_chunk_tokens(1);
+  chunk.set_chunk_position(launched_);
+  chunk.add_token_ids(generated_.back());
+  chunk.set_output(pipeline::OUTPUT_SAMPLE);
+  chunk.set_top_logprobs(request_.response.top_logprobs);
+  ++launched_;
+  token_in_flight_ = true;
+  return chunk;
+}
+
+void Sequence::MarkStarted(absl::Time now) {
+  started_ = now;
+  sink_->OnStart(usage());
+}
+
+bool Sequence::StopsAt(int32_t token) const {
+  const StopConditions& stop = request_.stop;
+  if (new_tokens() < stop.min_new_tokens) return false;
+  if (std::find(stop.stop_token_ids.begin(), stop.stop_token_ids.end(), token) !=
+      stop.stop_token_ids.end()) {
+    return true;
+  }
+  return !stop.ignore_eos && std::find(eos_.begin(), eos_.end(), token) != eos_.end();
+}
+
+bool Sequence::OnSampled(const pipeline::SampledTokenResult& sampled, absl::Time now) {
+  token_in_flight_ = false;
+  if (sampled.token() < 0) {
+    error_ = absl::InternalError("the model's logits hold no finite number; request ended");
+    return true;
+  }
+  if (!first_token_.has_value()) first_token_ = now;
+  const int32_t token = sampled.token();
+  generated_.push_back(token);
+  const bool stop_token = StopsAt(token);
+  bool finished = stop_token;
+  const bool shown = !stop_token || request_.stop.include_stop;
+
+  TokenDelta delta;
+  delta.first_index = new_tokens() - 1;
+  if (shown) {
+    delta.tokens.push_back(token);
+    if (request_.response.logprobs || request_.response.top_logprobs > 0) {
+      delta.logprobs.push_back(sampled.logprob());
+      std::vector<TopLogProb> top;
+      for (int i = 0; i < sampled.top_tokens_size(); ++i) {
+        top.push_back({sampled.top_tokens(i), sampled.top_logprobs(i)});
+      }
+      if (!top.empty()) delta.top_logprobs.push_back(std::move(top));
+    }
+  }
+  std::string text;
+  if (detokenizer_.has_value()) {
+    const std::string piece = shown ? detokenizer_->Push(token) : "";
+    // Before min_new_tokens a stop string is text like any other.
+    if (new_tokens() < request_.stop.min_new_tokens) {
+      text = piece;
+    } else {
+      StopMatcher::Result result = stops_->Push(piece);
+      text = std::move(result.text);
+      if (result.match.has_value()) {
+        finished = true;
+        stop_ = *result.match;
+        if (request_.stop.include_stop) text += stop_;
+      }
+    }
+  }
+  if (finished) {
+    reason_ = FinishReason::kStop;
+  } else if (new_tokens() >= request_.stop.max_new_tokens ||
+             static_cast<int>(request_.prompt.size()) + new_tokens() >= max_positions_) {
+    finished = true;
+    reason_ = FinishReason::kLength;
+  }
+  if (finished && detokenizer_.has_value() && stop_.empty()) {
+    StopMatcher::Result rest = stops_->Push(detokenizer_->Flush());
+    text += rest.text + stops_->Flush();
+  }
+  if (request_.response.text) delta.text = std::move(text);
+  Emit(std::move(delta));
+  return finished;
+}
+
+void Sequence::Emit(TokenDelta delta) {
+  if (!delta.tokens.empty() || !delta.text.empty()) sink_->OnTokens(delta);
+}
+
+bool Sequence::OnScored(pipeline::ScoredChunk&& scored) {
+  scored_tokens_ += scored.logprobs_size();
+  score_.logprobs.insert(score_.logprobs.end(), scored.logprobs().begin(), scored.logprobs().end());
+  if (request_.score.logits) {
+    const size_t before = score_.logits.size();
+    score_.logits.resize(before + scored.logits().size() / sizeof(float));
+    std::memcpy(score_.logits.data() + before, scored.logits().data(), scored.logits().size());
+  }
+  if (scored_tokens_ < request_.prompt.size()) return false;
+  score_.logprobs.pop_back();  // nothing follows the last token
+  reason_ = FinishReason::kStop;
+  return true;
+}
+
+void Sequence::OnTrace(const pipeline::ChunkTraceResult& trace) {
+  ChunkTrace out;
+  out.start = trace.start();
+  out.tokens = trace.tokens();
+  for (const pipeline::LayerTrace& layer : trace.layers()) {
+    auto& heads = out.kept.emplace_back();
+    for (const pipeline::KeptPositions& head : layer.heads()) {
+      heads.emplace_back(head.positions().begin(), head.positions().end());
+    }
+  }
+  score_.trace.push_back(std::move(out));
+}
+
+Usage Sequence::usage() const {
+  return {.prompt_tokens = static_cast<int>(request_.prompt.size()), .new_tokens = new_tokens()};
+}
+
+void Sequence::Finish(absl::Time now, std::optional<CacheReport> cache) {
+  if (!error_.ok()) return Fail(error_);
+  keyline::Finish finish;
+  finish.reason = reason_;
+  finish.stop = stop_;
+  finish.usage = usage();
+  finish.timings.queued = started_.value_or(now) - submitted_;
+  finish.timings.first_token = first_token_.value_or(now) - submitted_;
+  finish.timings.total = now - submitted_;
+  finish.cache = std::move(cache);
+  if (request_.score.enabled) finish.score = std::move(score_);
+  sink_->OnFinish(finish);
+}
+
+void Sequence::Fail(const absl::Status& status) { sink_->OnError(status); }
+
+}  // namespace keyline

@@ -1,0 +1,93 @@
+// Sequence: one request on its way through the engine: which chunks are still to be launched, what
+// has been generated, what has been said to its sink. Thread: the engine's.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "runtime/engine/request.h"
+#include "runtime/engine/token_sink.h"
+#include "runtime/pipeline/step_plan.pb.h"
+#include "runtime/text/detokenizer.h"
+#include "runtime/text/stop_matcher.h"
+
+namespace keyline {
+
+class Sequence {
+ public:
+  // `chunks`: lengths of the prompt's chunks (runtime/cache/chunk_plan.h), the decode tail of a
+  // score request included. `max_positions`: where a sequence ends whatever was asked for.
+  Sequence(RequestId id, Request request, std::shared_ptr<TokenSink> sink,
+           const Tokenizer* tokenizer, std::vector<int> chunks, int max_positions,
+           absl::Time submitted);
+
+  RequestId id() const { return id_; }
+  const Request& request() const { return request_; }
+  absl::Time submitted() const { return submitted_; }
+
+  // ---- Launching ----
+  int lane = -1;   // while it holds one
+  int group = -1;  // micro-batch that its decode steps belong to
+  bool prefilling() const { return next_chunk_ < chunks_.size(); }
+  // Whether a decode step could be launched now: its last token is known and none is in flight.
+  bool ready_to_decode() const;
+  // Tokens of the next prefill chunk or piece, given room for `budget` tokens: a piece of the first
+  // chunk takes what fits, later chunks are whole or 0.
+  int NextPrefillTokens(int budget) const;
+  // The next chunk of `tokens` tokens (prefill), or the decode step (1 token). Advances.
+  pipeline::PlanChunk TakePrefill(int tokens);
+  pipeline::PlanChunk TakeDecode();
+  void MarkStarted(absl::Time now);
+  bool started() const { return started_.has_value(); }
+
+  // ---- Results, in the order of the steps ----
+  // Both return true once the sequence is finished; the sink has heard its tokens, not yet
+  // OnFinish.
+  bool OnSampled(const pipeline::SampledTokenResult& sampled, absl::Time now);
+  bool OnScored(pipeline::ScoredChunk&& scored);
+  void OnTrace(const pipeline::ChunkTraceResult& trace);
+  // Set by OnSampled where the model's logits were all non-finite.
+  const absl::Status& error() const { return error_; }
+
+  int new_tokens() const { return static_cast<int>(generated_.size()); }
+  int tokens_processed() const { return launched_; }  // positions that have been launched
+  Usage usage() const;
+  // Tells the sink the end. Once.
+  void Finish(absl::Time now, std::optional<CacheReport> cache);
+  void Fail(const absl::Status& status);
+
+ private:
+  bool StopsAt(int32_t token) const;
+  void Emit(TokenDelta delta);
+
+  RequestId id_;
+  Request request_;
+  std::shared_ptr<TokenSink> sink_;
+  std::vector<int> chunks_;
+  int max_positions_;
+  absl::Time submitted_;
+  std::optional<absl::Time> started_;
+  std::optional<absl::Time> first_token_;
+
+  size_t next_chunk_ = 0;
+  int piece_done_ = 0;  // tokens of the chunk at hand that have been launched
+  int launched_ = 0;    // tokens of the sequence that have been launched
+  bool token_in_flight_ = false;
+  std::vector<int32_t> generated_;
+
+  const Tokenizer* tokenizer_;
+  std::optional<Detokenizer> detokenizer_;
+  std::optional<StopMatcher> stops_;
+  FinishReason reason_ = FinishReason::kLength;
+  std::string stop_;
+  std::vector<int32_t> eos_;
+  ScoreResult score_;
+  size_t scored_tokens_ = 0;
+  absl::Status error_;
+};
+
+}  // namespace keyline
