@@ -1,0 +1,175 @@
+#include "kernels/cpu/cpu_device.h"
+
+#include <glog/logging.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/matmul/weight_layout.h"
+#include "kernels/cpu/open_cpu.h"
+#include "kernels/ops/op_table.h"
+
+namespace keyline {
+namespace {
+
+constexpr size_t kAlignment = 256;
+constexpr size_t kHugePage = size_t{2} << 20;
+
+constexpr OpTable kCpuOps = {
+    .packed_bytes = cpu::PackedBytes,
+    .pack_rows = cpu::PackRows,
+    .embed = cpu::Embed,
+    .norm = cpu::Norm,
+    .matmul = cpu::MatMul,
+    .matmul_add = cpu::MatMulAdd,
+    .norm_matmul = cpu::NormMatMul,
+    .norm_gated_matmul = cpu::NormGatedMatMul,
+    .gather_rows = cpu::GatherRows,
+    .sample = cpu::Sample,
+    .token_log_probs = cpu::TokenLogProbs,
+    .top_log_probs = cpu::TopLogProbs,
+};
+
+size_t RoundUp(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Nothing is enqueued, so every mark has been reached.
+class CpuEvent final : public Event {
+ public:
+  void Record(Stream&) override {}
+  void BlockStream(Stream&) override {}
+  void Synchronize() override {}
+};
+
+// Zeroed memory of the operating system, aligned to a huge page; null if there is none.
+void* MapHugePages(size_t bytes) {
+  // Map a huge page more than needed, give back what lies before and behind the aligned range.
+  const size_t mapped = bytes + kHugePage;
+  void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  auto* begin = static_cast<std::byte*>(raw);
+  const size_t before =
+      RoundUp(reinterpret_cast<uintptr_t>(raw), kHugePage) - reinterpret_cast<uintptr_t>(raw);
+  if (before > 0) munmap(begin, before);
+  munmap(begin + before + bytes, mapped - before - bytes);
+  madvise(begin + before, bytes, MADV_HUGEPAGE);  // a wish: fewer TLB misses
+  return begin + before;
+}
+
+}  // namespace
+
+CpuDevice::CpuDevice(int threads, const KernelSet& kernels)
+    : Device("cpu", kCpuOps), pool_(threads), kernels_(&kernels) {}
+
+CpuDevice::~CpuDevice() {
+  if (!blocks_.empty()) LOG(ERROR) << blocks_.size() << " blocks of memory outlive their device";
+}
+
+absl::StatusOr<void*> CpuDevice::Allocate(size_t bytes) {
+  const bool large = bytes >= 2 * kHugePage;
+  void* memory = nullptr;
+  size_t size = 0;
+  if (!large) {
+    size = RoundUp(std::max<size_t>(bytes, 1), kAlignment);
+    memory = std::aligned_alloc(kAlignment, size);
+    if (memory != nullptr) std::memset(memory, 0, size);
+  } else if (bytes <=
+             this->memory().free_bytes) {  // a mapping alone would succeed, its use would not
+    size = RoundUp(bytes, kHugePage);
+    memory = MapHugePages(size);
+  }
+  if (memory == nullptr) {
+    const DeviceMemory now = this->memory();
+    return absl::ResourceExhaustedError(absl::StrCat("cpu: no room for ", bytes,
+                                                     " bytes: ", now.free_bytes, " of ",
+                                                     now.total_bytes, " bytes are free"));
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  blocks_[memory] = large ? size : 0;
+  return memory;
+}
+
+void CpuDevice::Free(void* memory) {
+  if (memory == nullptr) return;
+  size_t mapped = 0;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto block = blocks_.find(memory);
+    CHECK(block != blocks_.end()) << memory << " is not memory of this device";
+    mapped = block->second;
+    blocks_.erase(block);
+  }
+  if (mapped > 0) {
+    munmap(memory, mapped);
+  } else {
+    std::free(memory);
+  }
+}
+
+std::unique_ptr<Stream> CpuDevice::NewStream() { return std::make_unique<CpuStream>(*this); }
+
+std::unique_ptr<Event> CpuDevice::NewEvent() { return std::make_unique<CpuEvent>(); }
+
+DeviceMemory CpuDevice::memory() const {
+  DeviceMemory memory;
+  std::ifstream info("/proc/meminfo");
+  std::string key, unit;
+  size_t kibibytes = 0;
+  while (info >> key >> kibibytes) {
+    std::getline(info, unit);
+    if (key == "MemTotal:") memory.total_bytes = kibibytes << 10;
+    if (key == "MemAvailable:") memory.free_bytes = kibibytes << 10;
+  }
+  return memory;
+}
+
+std::string CpuDevice::description() const {
+  const int threads = pool_.threads();
+  return absl::StrCat("cpu (", kernels_->title, ", ", threads,
+                      threads == 1 ? " thread" : " threads", ")");
+}
+
+CpuStream::~CpuStream() { device_->Free(scratch_); }
+
+void CpuStream::CopyAsync(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memmove(to, from, bytes);
+}
+
+void CpuStream::ZeroAsync(void* to, size_t bytes) {
+  if (bytes > 0) std::memset(to, 0, bytes);
+}
+
+void* CpuStream::Scratch(size_t bytes) {
+  if (bytes > scratch_bytes_) {
+    device_->Free(scratch_);
+    absl::StatusOr<void*> scratch = device_->Allocate(bytes);
+    CHECK(scratch.ok()) << scratch.status();
+    scratch_ = *scratch;
+    scratch_bytes_ = bytes;
+  }
+  return scratch_;
+}
+
+absl::StatusOr<std::unique_ptr<Device>> OpenCpuDevice(int threads, std::string_view isa) {
+  if (threads < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads: ", threads, " is negative; 0 means one for each core"));
+  }
+  if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
+  std::vector<std::string> names;
+  for (const KernelSet* const* set = KernelSets(); *set != nullptr; ++set) {
+    if (isa.empty() || isa == (*set)->name) return std::make_unique<CpuDevice>(threads, **set);
+    names.emplace_back((*set)->name);
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "instruction set \"", std::string(isa), "\": this machine has ", absl::StrJoin(names, ", ")));
+}
+
+}  // namespace keyline

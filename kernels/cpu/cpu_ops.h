@@ -1,0 +1,33 @@
+// The CPU's entries of the OpTable (cpu_device.cc fills it in). Contracts: kernels/ops/ops.h.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device/device.h"
+#include "kernels/device/tensor.h"
+#include "kernels/ops/batch.h"
+#include "kernels/ops/weight.h"
+
+namespace keyline::cpu {
+
+// rows.cc
+void Embed(Stream& s, TensorView hidden, const Batch& batch, const Weight& table, float scale);
+void Norm(Stream& s, TensorView out, TensorView in, const RmsNorm& norm);
+void GatherRows(Stream& s, TensorView out, TensorView in, const int32_t* rows);
+
+// matmul/matmul.cc
+void MatMul(Stream& s, TensorView out, TensorView in, const Weight& w);
+void MatMulAdd(Stream& s, TensorView out, TensorView in, const Weight& w);
+void NormMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w);
+void NormGatedMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w,
+                     Activation activation);
+
+// logits/sample.cc
+void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
+            const int32_t* positions, const SamplingParams* params);
+
+// logits/log_probs.cc
+void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targets);
+void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorView logits);
+
+}  // namespace keyline::cpu

@@ -1,0 +1,192 @@
+// Matrix products of the CPU: rows of activations against tiles of 16 outputs.
+//
+// First the rows are prepared (norm, rounding to bf16) into scratch; then threads share out panels
+// of tiles. Within a panel a block of weights small enough for the L2 cache meets all rows of a
+// chunk, a register block at a time; partial sums over the inputs wait in float32, which keeps
+// every output one chain of multiply-adds in the order of its inputs, whatever the number of rows.
+#include <algorithm>
+#include <array>
+
+#include "kernels/cpu/cpu_device.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/matmul/weight_layout.h"
+
+namespace keyline::cpu {
+namespace {
+
+constexpr int64_t kStepBytes = 64;
+constexpr int64_t kBlockSteps = 1024;  // 4 tiles of so many steps are 256 KiB
+constexpr int64_t kChunkRows = 64;     // rows whose partial sums a thread keeps at once
+
+// Rows of activations as tile kernels want them.
+struct PreparedRows {
+  const std::byte* data = nullptr;
+  int64_t stride = 0;      // bytes
+  int64_t step_bytes = 0;  // of a row for one step of the weights
+};
+
+int TilesOf(int64_t outputs) { return static_cast<int>((outputs + kLanes - 1) / kLanes); }
+
+int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// `norm` null: the rows as they are.
+PreparedRows PrepareRows(CpuStream& s, TensorView in, const RmsNorm* norm, const TileKernels& tiles,
+                         int64_t steps) {
+  const RowFormat format = tiles.row_format;
+  PreparedRows rows;
+  rows.step_bytes = format == RowFormat::kF32Rounded ? 8 : 4;
+  // An odd number of cache lines, so that the rows of a block do not meet in one set of the cache.
+  rows.stride = (RoundUp(steps * rows.step_bytes, kStepBytes) / kStepBytes | 1) * kStepBytes;
+  auto* scratch = static_cast<std::byte*>(s.Scratch(in.rows() * rows.stride));
+  rows.data = scratch;
+  const float* weight = norm == nullptr ? nullptr : norm->weight;
+  const float eps = norm == nullptr ? 0.0f : norm->eps;
+  s.pool().ParallelFor(
+      in.rows(),
+      [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          s.kernels().prepare_row(format, scratch + i * rows.stride, in.row<float>(i), in.cols(),
+                                  weight, eps);
+        }
+      },
+      std::max<int64_t>(1, 16384 / in.cols()));
+  return rows;
+}
+
+// One product: what all its tasks share.
+struct Product {
+  const KernelSet* kernels;
+  const TileKernels* tiles;
+  PreparedRows rows;
+  TensorView out;
+  Weight weight;
+  WeightLayout layout;
+  Finish finish;
+  bool gated;   // weights [2 * outputs]: the gate's rows, then those of the up projection
+  int columns;  // tiles of outputs in a panel
+  int64_t panels;
+  int64_t chunks;  // of rows
+};
+
+// Sums of one chunk of rows, in the task's own memory. A row: [columns][16] and, if gated, as much
+// for the up projection and one tile more, because its first row may lie within a tile.
+constexpr int64_t kMaxSumsOfRow = (2 * kMaxTileColumns + 1) * kLanes;
+struct ChunkSums {
+  float* data;
+  int64_t stride;
+};
+
+void MultiplyPanel(const Product& p, int64_t first_tile, int columns, int64_t first_row,
+                   int64_t rows, ChunkSums sums) {
+  const auto* weights = static_cast<const std::byte*>(p.weight.data);
+  TileArgs args;
+  args.a_stride = p.rows.stride;
+  args.w_stride = p.layout.tile_bytes;
+  args.c_stride = sums.stride;
+  for (int64_t step = 0; step < p.layout.steps; step += kBlockSteps) {
+    args.steps = std::min(kBlockSteps, p.layout.steps - step);
+    args.w = weights + first_tile * p.layout.tile_bytes + step * kStepBytes;
+    args.first = step == 0;
+    const bool last_block = step + args.steps == p.layout.steps;
+    for (int64_t row = 0; row < rows; row += p.tiles->rows) {
+      const int64_t block = std::min<int64_t>(p.tiles->rows, rows - row);
+      // After the last rows come the next weights, otherwise the same again.
+      if (row + block < rows) {
+        args.next_offset = -args.steps * kStepBytes;
+      } else {
+        args.next_offset = last_block ? (columns - 1) * p.layout.tile_bytes : 0;
+      }
+      args.a = p.rows.data + (first_row + row) * p.rows.stride + step * p.rows.step_bytes;
+      args.c = sums.data + row * sums.stride;
+      p.tiles->kernel[block][columns](args);
+    }
+  }
+}
+
+void RunTask(const Product& p, int64_t task) {
+  alignas(64) std::array<float, kChunkRows * kMaxSumsOfRow> memory;
+  const int64_t outputs = p.out.cols();
+  const int64_t first_tile = task / p.chunks * p.columns;
+  const int64_t first = first_tile * kLanes;
+  const int64_t first_row = task % p.chunks * kChunkRows;
+  const int64_t rows = std::min(kChunkRows, p.out.rows() - first_row);
+  const int64_t up_sums = p.columns * kLanes;
+
+  FinishArgs args;
+  args.finish = p.finish;
+  args.count = static_cast<int>(std::min<int64_t>(up_sums, outputs - first));
+  if (p.weight.bias != nullptr) args.bias = p.weight.bias + first;
+  const int columns = TilesOf(args.count);
+  const ChunkSums sums = {memory.data(), p.gated ? 2 * up_sums + kLanes : up_sums};
+  MultiplyPanel(p, first_tile, columns, first_row, rows, sums);
+  if (p.gated) {
+    const int64_t up = outputs + first;  // the row of the weights for the first output
+    const int64_t up_tile = up / kLanes;
+    const ChunkSums at_up = {sums.data + up_sums, sums.stride};
+    MultiplyPanel(p, up_tile, columns, first_row, rows, at_up);
+    if (up % kLanes + args.count > int64_t{columns} * kLanes) {
+      MultiplyPanel(p, up_tile + columns, 1, first_row, rows,
+                    {at_up.data + columns * kLanes, sums.stride});
+    }
+    args.up_bias = args.bias == nullptr ? nullptr : args.bias + outputs;
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    args.sums = sums.data + row * sums.stride;
+    if (p.gated) args.up_sums = args.sums + up_sums + outputs % kLanes;
+    args.out = p.out.row<float>(first_row + row) + first;
+    p.kernels->finish_row(args);
+  }
+}
+
+void Multiply(CpuStream& s, TensorView out, TensorView in, const RmsNorm* norm, const Weight& w,
+              Finish finish) {
+  if (in.rows() == 0) return;
+  Product p;
+  p.kernels = &s.kernels();
+  p.tiles = w.dtype == DType::kF32 ? &p.kernels->f32 : &p.kernels->bf16;
+  p.layout = LayoutOf(w.dtype, w.rows, w.cols);
+  p.rows = PrepareRows(s, in, norm, *p.tiles, p.layout.steps);
+  p.out = out;
+  p.weight = w;
+  p.finish = finish;
+  p.gated = finish != Finish::kStore && finish != Finish::kAdd;
+  p.columns = p.tiles->columns[std::min<int64_t>(p.tiles->rows, in.rows())];
+  p.panels = (TilesOf(out.cols()) + p.columns - 1) / p.columns;
+  p.chunks = (in.rows() + kChunkRows - 1) / kChunkRows;
+  s.pool().ParallelFor(p.panels * p.chunks, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) RunTask(p, task);
+  });
+}
+
+Finish GateOf(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return Finish::kSiluGate;
+    case Activation::kGeluTanh:
+      return Finish::kGeluTanhGate;
+    case Activation::kGelu:
+      return Finish::kGeluGate;
+  }
+  return Finish::kSiluGate;
+}
+
+}  // namespace
+
+void MatMul(Stream& s, TensorView out, TensorView in, const Weight& w) {
+  Multiply(AsCpu(s), out, in, nullptr, w, Finish::kStore);
+}
+
+void MatMulAdd(Stream& s, TensorView out, TensorView in, const Weight& w) {
+  Multiply(AsCpu(s), out, in, nullptr, w, Finish::kAdd);
+}
+
+void NormMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w) {
+  Multiply(AsCpu(s), out, in, &norm, w, Finish::kStore);
+}
+
+void NormGatedMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w,
+                     Activation activation) {
+  Multiply(AsCpu(s), out, in, &norm, w, GateOf(activation));
+}
+
+}  // namespace keyline::cpu
