@@ -2,14 +2,21 @@
 //
 // Bytes: host data; SendBytes never waits for the peer. Tensors: device data in the order of a
 // stream; they flow forward only (rank r to r + 1), which is why no implementation can deadlock.
-// Between two ranks messages of one plane arrive in the order they were sent.
+// Between two ranks messages of one plane arrive in the order they were sent; the planes do not
+// wait for each other. A rank may send to itself. One message has at most kMaxMessageBytes.
+//
+// Errors. A missed deadline is DEADLINE_EXCEEDED and nothing is lost: the call may be repeated.
+// UNAVAILABLE where the peer is known to be gone, DATA_LOSS where what came is not what was sent:
+// after these the step cannot be finished and the job should end.
 // Thread: the rank's own thread only (MPI_THREAD_FUNNELED).
+// To write a transport, read host_communicator.h next.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -21,6 +28,9 @@ namespace keyline {
 
 using Bytes = std::vector<std::byte>;
 
+// MPI counts in int, Protobuf's limit is the same.
+constexpr size_t kMaxMessageBytes = (size_t{1} << 31) - 1;
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -29,34 +39,41 @@ class Communicator {
 
   // Never waits for the peer. The message is copied before the call returns.
   virtual void SendBytes(int peer, std::span<const std::byte> message) = 0;
-  // The next message from `peer`. DEADLINE_EXCEEDED names the peer and `awaited` (what the caller
-  // was waiting for); UNAVAILABLE where the peer is known to be gone.
+  // The next message from `peer`. `awaited` says in an error what the caller was waiting for, as in
+  // "rank 2: rank 1 did not send the plan of step 7 within 5s".
   virtual absl::StatusOr<Bytes> RecvBytes(int peer, absl::Duration timeout,
                                           std::string_view awaited) = 0;
-  // True if RecvBytes(peer) would return at once.
+  // True if RecvBytes(peer) would return at once, with a message or UNAVAILABLE.
   virtual bool HasBytes(int peer) = 0;
 
-  // A contiguous tensor, in the order of `stream`. The receiver's has the same shape and type.
-  // Default: through host memory, by bytes.
-  virtual void Send(int peer, TensorView tensor, Stream& stream);
-  virtual absl::Status Recv(int peer, TensorView tensor, Stream& stream, absl::Duration timeout);
+  // A contiguous tensor, in the order of `stream`; may be written again by later work of `stream`.
+  virtual void Send(int peer, TensorView tensor, Stream& stream) = 0;
+  // Into a contiguous tensor of the sender's size, for later work of `stream`. A transport that
+  // enqueues the transfer (NCCL) returns before it has run: its deadline is that of whoever waits
+  // for the stream.
+  virtual absl::Status Recv(int peer, TensorView tensor, Stream& stream,
+                            absl::Duration timeout) = 0;
 
   // Between layers: lets a transport without a thread of its own move on.
   virtual void Progress() {}
 };
 
-// `size` communicators in this process, one for each thread that plays a rank.
+// `size` communicators in this process, one for each thread that plays a rank. Destroying one tells
+// its peers: what it sent before stays readable, then they get UNAVAILABLE.
 std::vector<std::unique_ptr<Communicator>> MakeLocalCommunicators(int size);
 
-// The ranks of MPI_COMM_WORLD. Initialises MPI on first use; finalises it when the communicator is
-// destroyed. UNAVAILABLE in a build without MPI.
-absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator();
+// The ranks of MPI_COMM_WORLD. Initialises MPI; the destructor waits a bounded time for what was
+// sent and finalises MPI, so a process can have one such communicator in its life.
+// `epoch` counts restarts of the job: messages of another epoch are refused.
+// UNAVAILABLE in a build without MPI or where MPI cannot be used from one thread.
+absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(uint64_t epoch = 0);
 
 // True where this process was started by mpirun (or srun with PMIx), by its environment alone.
 bool StartedByMpi();
 
-// Sends tensors by NCCL on the stream; bytes and the unique id go through `control`. UNAVAILABLE in
-// a build without NCCL.
+// Sends tensors by NCCL on the stream; bytes and the unique id go through `control`. All ranks call
+// it together, each with its own CUDA device. UNAVAILABLE in a build without NCCL;
+// INVALID_ARGUMENT for a device that is not CUDA; otherwise all ranks agree on the outcome.
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(
     std::unique_ptr<Communicator> control, Device& device);
 
