@@ -4,6 +4,7 @@
 // Errors are INVALID_ARGUMENT and name the file and the byte or the key at fault.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -31,5 +32,9 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const std::strin
 
 // NOT_FOUND where there is no such file.
 absl::StatusOr<nlohmann::json> ReadJsonFile(const std::string& path, const JsonLimits& limits);
+
+// What the parse_error event of a SAX handler of ours says: "not valid JSON at byte 12: ...".
+std::string DescribeJsonError(size_t position, const std::string& last_token,
+                              const nlohmann::detail::exception& error);
 
 }  // namespace keyline

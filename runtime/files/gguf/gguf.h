@@ -31,7 +31,7 @@ class GgufFile : public WeightSource {
   absl::StatusOr<bool> Boolean(std::string_view key) const;
   absl::StatusOr<int64_t> Integer(std::string_view key) const;  // any integer type; uint64 > 2^63 -
                                                                 // 1 is INVALID_ARGUMENT
-  absl::StatusOr<double> Number(std::string_view key) const;  // any integer or float type
+  absl::StatusOr<double> Number(std::string_view key) const;    // any integer or float type
   // Arrays: one view an element, no string is copied; numbers are widened.
   absl::StatusOr<std::vector<std::string_view>> Strings(std::string_view key) const;
   absl::StatusOr<std::vector<int64_t>> Integers(std::string_view key) const;
