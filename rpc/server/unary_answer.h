@@ -1,0 +1,83 @@
+// UnaryAnswer: calls that answer with one message, once the engine is done: Generate and Score.
+#pragma once
+
+#include <grpcpp/support/server_callback.h>
+
+#include <mutex>
+#include <vector>
+
+#include "keyline/v1/inference.pb.h"
+#include "rpc/server/engine_call.h"
+#include "rpc/wire/reply_to_proto.h"
+#include "rpc/wire/status_to_grpc.h"
+
+namespace keyline {
+
+template <typename Response>
+class UnaryAnswer : public EngineCall, public grpc::ServerUnaryReactor {
+ public:
+  // `response` is gRPC's, valid until the call has ended.
+  UnaryAnswer(RequestQueue& queue, Response* response) : EngineCall(queue), response_(response) {}
+
+  void Refuse(const grpc::Status& status) override { End(status); }
+  void OnError(const absl::Status& status) override { End(StatusToGrpc(status)); }
+  void OnCancel() override {
+    CancelRequest();
+    End({grpc::StatusCode::CANCELLED, "cancelled"});
+  }
+  void OnDone() override { Release(); }
+
+ protected:
+  void Answer(Response answer) {
+    std::lock_guard lock(mutex_);
+    if (ended_) return;
+    ended_ = true;
+    *response_ = std::move(answer);
+    Finish(grpc::Status::OK);
+  }
+
+ private:
+  void End(const grpc::Status& status) {
+    std::lock_guard lock(mutex_);
+    if (ended_) return;
+    ended_ = true;
+    Finish(status);
+  }
+
+  std::mutex mutex_;
+  bool ended_ = false;
+  Response* response_;
+};
+
+class GenerateAnswer final : public UnaryAnswer<v1::GenerateResponse> {
+ public:
+  using UnaryAnswer::UnaryAnswer;
+
+  void Prepare(const Request& request) override {
+    answer_.mutable_prompt_info()->set_prompt_tokens(static_cast<uint32_t>(request.prompt.size()));
+    answer_.mutable_prompt_info()->set_seed(request.sampling.seed);
+    answer_.mutable_output();
+  }
+  void OnTokens(const TokenDelta& delta) override { AppendDelta(delta, answer_.mutable_output()); }
+  void OnFinish(const keyline::Finish& finish) override {
+    *answer_.mutable_finish() = FinishToProto(finish);
+    Answer(std::move(answer_));
+  }
+
+ private:
+  v1::GenerateResponse answer_;  // the engine's thread
+};
+
+class ScoreAnswer final : public UnaryAnswer<v1::ScoreResponse> {
+ public:
+  using UnaryAnswer::UnaryAnswer;
+
+  void Prepare(const Request& request) override { tokens_ = request.prompt; }
+  void OnTokens(const TokenDelta& delta) override { (void)delta; }
+  void OnFinish(const keyline::Finish& finish) override { Answer(ScoreToProto(tokens_, finish)); }
+
+ private:
+  std::vector<int32_t> tokens_;
+};
+
+}  // namespace keyline
