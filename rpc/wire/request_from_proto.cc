@@ -218,7 +218,6 @@ absl::StatusOr<Request> RequestFromProto(const v1::GenerateRequest& request,
   }
   ASSIGN_OR_RETURN(to.prompt, PromptFromProto(request.prompt(), rules));  // last: it may take long
   to.label = request.request_id();
-  to.sequence_key = 0;  // the seed alone decides, so that a client can ask for the same again
   return to;
 }
 
@@ -232,7 +231,6 @@ absl::StatusOr<Request> RequestFromProto(const v1::ScoreRequest& request,
   }
   ASSIGN_OR_RETURN(to.prompt, PromptFromProto(request.prompt(), rules));
   to.label = request.request_id();
-  to.sequence_key = 0;
   to.response.text = false;
   to.response.cache_report = request.cache_report();
   to.score.enabled = true;
