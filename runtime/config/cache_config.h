@@ -13,13 +13,13 @@ struct LanePolicy {
   std::string policy = "dense";  // key of runtime/cache/cache_registry.cc
   // Slots per KV head: one number for all layers, or one per layer.
   std::vector<int> cache_length;
-  int chunk_size = 512;               // tokens per chunk after the first
-  std::optional<int> sinks;           // unset: the policy's documented default
-  int grace = 0;                      // slots of the ring of most recent tokens
+  int chunk_size = 512;      // tokens per chunk after the first
+  std::optional<int> sinks;  // unset: the policy's documented default
+  int grace = 0;             // slots of the ring of most recent tokens
   double keep_initial_fraction = 0.05;
   bool normalize_scores = false;
-  int max_chunk = 0;                  // 0 = none; lowers chunk_size
-  int protect_begin = 0;              // token range that is never evicted
+  int max_chunk = 0;      // 0 = none; lowers chunk_size
+  int protect_begin = 0;  // token range that is never evicted
   int protect_end = 0;
   double max_protected_fraction = 0.5;
 
@@ -30,9 +30,9 @@ struct LanePolicy {
 
 // What a server's caches are built for.
 struct CacheConfig {
-  LanePolicy policy;                  // default of every request
-  std::vector<std::string> enabled;   // policies that requests may ask for; policy.policy if empty
-  std::string storage = "plain";      // key of runtime/cache/cache_registry.cc
+  LanePolicy policy;                 // default of every request
+  std::vector<std::string> enabled;  // policies that requests may ask for; policy.policy if empty
+  std::string storage = "plain";     // key of runtime/cache/cache_registry.cc
   int lanes = 1;
 };
 

@@ -12,6 +12,20 @@
 
 namespace keyline {
 
+// What a configuration may ask for at most; models that exist stay far below.
+inline constexpr int kMaxVocabSize = 1 << 22;
+inline constexpr int kMaxHiddenSize = 1 << 16;
+inline constexpr int kMaxLayers = 1024;
+inline constexpr int kMaxHeads = 1024;
+inline constexpr int kMaxHeadDim = 1024;
+inline constexpr int kMaxIntermediateSize = 1 << 20;
+inline constexpr int kMaxPositions = 1 << 30;
+inline constexpr double kMinNormEps = 1e-12;
+inline constexpr double kMaxNormEps = 1e-1;
+inline constexpr double kMinRopeTheta = 1.0 + 1e-6;
+inline constexpr double kMaxRopeTheta = 1e15;
+inline constexpr double kMaxRopeFactor = 1e6;
+
 struct RopeConfig {
   enum class Kind { kDefault, kLinear, kLlama3, kYarn };
   Kind kind = Kind::kDefault;

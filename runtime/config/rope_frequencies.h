@@ -1,6 +1,7 @@
 // Rotary frequencies of a RopeConfig, in double. Used once, when a model is loaded.
 //
-// Follows transformers' modeling_rope_utils.py: default, linear, llama3 and yarn (arXiv 2309.00071).
+// Follows transformers' modeling_rope_utils.py: default, linear, llama3 and yarn (arXiv
+// 2309.00071).
 #pragma once
 
 #include <vector>
