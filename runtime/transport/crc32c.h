@@ -1,5 +1,5 @@
 // CRC-32C (Castagnoli, reflected 0x82f63b78, as in iSCSI and ext4): guards messages between ranks.
-// Any thread. About 7 GB/s where the processor has the instruction (SSE 4.2), 0.4 GB/s elsewhere.
+// Any thread. About 20 GB/s where the processor has the instruction (SSE 4.2), 0.4 GB/s elsewhere.
 #pragma once
 
 #include <cstddef>

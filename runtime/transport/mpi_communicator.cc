@@ -240,6 +240,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(uint64_t epoch
         "this MPI cannot be used beside other threads (MPI_THREAD_FUNNELED)");
   }
   MPI_CHECK(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+  SleepPrecisely();
   return std::make_unique<MpiCommunicator>(epoch);
 }
 
