@@ -13,6 +13,7 @@ float ReadBlocks(const std::byte* from, int64_t n) {
   typename L::V sum[4] = {L::Set(0.0f), L::Set(0.0f), L::Set(0.0f), L::Set(0.0f)};
   const auto* p = reinterpret_cast<const float*>(from);
   for (int64_t i = 0; i + 4 <= n; i += 4, p += 4 * kLanes) {
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       __builtin_prefetch(p + (j + 16) * kLanes);
       sum[j] = L::Add(sum[j], L::Load(p + j * kLanes));
@@ -28,7 +29,8 @@ template <class L, class Product>
 float MultiplyRounds(int64_t n) {
   alignas(64) std::byte data[kLanes * sizeof(float)] = {};
   typename L::V sum[kProbeChains];
-  for (auto& s : sum) s = L::Set(0.0f);
+#pragma GCC unroll 16
+  for (int j = 0; j < kProbeChains; ++j) sum[j] = L::Set(static_cast<float>(j));
   for (int64_t i = 0; i < n; ++i) {
     asm volatile("" : : "r"(data) : "memory");  // the operands might have changed
     const typename Product::W w = Product::LoadWeights(data);
@@ -36,6 +38,7 @@ float MultiplyRounds(int64_t n) {
 #pragma GCC unroll 16
     for (int j = 0; j < kProbeChains; ++j) sum[j] = Product::MulAdd(a, w, sum[j]);
   }
+#pragma GCC unroll 16
   for (int j = 1; j < kProbeChains; ++j) sum[0] = L::Add(sum[0], sum[j]);
   float lane[kLanes];
   L::Store(lane, sum[0]);

@@ -49,8 +49,10 @@ struct WidenedBF16Product {
 template <class L, class Product, int kRows, int kColumns>
 void MultiplyTile(const TileArgs& args) {
   using V = typename L::V;
-  V sum[kRows][kColumns];
+  V sum[kRows][kColumns];  // in registers: every loop over it is unrolled
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int t = 0; t < kColumns; ++t) {
       sum[r][t] = args.first ? L::Set(0.0f) : L::Load(args.c + r * args.c_stride + t * kLanes);
     }
@@ -83,7 +85,9 @@ void MultiplyTile(const TileArgs& args) {
       w += kStepBytes;
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int t = 0; t < kColumns; ++t) {
       L::Store(args.c + r * args.c_stride + t * kLanes, sum[r][t]);
     }
