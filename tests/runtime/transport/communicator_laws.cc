@@ -19,6 +19,11 @@ int Previous(const Communicator& c) { return (c.rank() + c.size() - 1) % c.size(
 
 Bytes Filled(size_t bytes, int value) { return Bytes(bytes, static_cast<std::byte>(value)); }
 
+// Quicker than ==, which compares one by one; that shows under TSan.
+bool Same(const Bytes& a, const Bytes& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size()) == 0);
+}
+
 Bytes Number(int n) {
   Bytes bytes(sizeof(n));
   std::memcpy(bytes.data(), &n, sizeof(n));
@@ -67,10 +72,10 @@ void BytesKeepTheirOrder(Communicator& comm) {
 
 void BytesArriveAsSent(Communicator& comm) {
   // Around 4 KiB, where MPI begins to ask before it sends, and odd lengths.
-  for (size_t bytes : {0, 1, 3, 4055, 4056, 4057, 4096, 4097, 65537, (3 << 20) + 1}) {
+  for (size_t bytes : {0, 1, 3, 4055, 4056, 4057, 4096, 4097, 65537, (1 << 20) + 1}) {
     const int shift = static_cast<int>(bytes % 11);
     comm.SendBytes(Next(comm), Filled(bytes, 16 * comm.rank() + shift));
-    EXPECT_TRUE(Receive(comm, Previous(comm)) == Filled(bytes, 16 * Previous(comm) + shift))
+    EXPECT_TRUE(Same(Receive(comm, Previous(comm)), Filled(bytes, 16 * Previous(comm) + shift)))
         << bytes << " bytes";
   }
 }
@@ -85,14 +90,14 @@ void RanksDoNotMix(Communicator& comm) {
 void SendingNeverWaits(Communicator& comm) {
   // More than any transport's own buffers before anybody receives a byte: a send that waited for
   // its receiver would stop all ranks for good.
-  constexpr int kLarge = 40;
+  constexpr int kLarge = 24;
   constexpr int kSmall = 1000;
-  constexpr size_t kBytes = 1 << 20;
+  constexpr size_t kBytes = 1 << 19;
   for (int i = 0; i < kLarge; ++i) comm.SendBytes(Next(comm), Filled(kBytes, i));
   for (int i = 0; i < kSmall; ++i) comm.SendBytes(Next(comm), Number(i));
   comm.Progress();
   for (int i = 0; i < kLarge; ++i) {
-    ASSERT_TRUE(Receive(comm, Previous(comm)) == Filled(kBytes, i)) << "message " << i;
+    ASSERT_TRUE(Same(Receive(comm, Previous(comm)), Filled(kBytes, i))) << "message " << i;
   }
   for (int i = 0; i < kSmall; ++i) ASSERT_EQ(NumberIn(Receive(comm, Previous(comm))), i);
 }
