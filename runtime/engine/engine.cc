@@ -283,7 +283,7 @@ absl::Status Engine::Loop::Run() {
         absl::StrCat("the pipeline was lost: ", std::string(status.message()))));
     return status;
   }
-  coordinator_.Shutdown();
+  if (options_.stop_workers_at_end) coordinator_.Shutdown();
   return absl::OkStatus();
 }
 

@@ -22,6 +22,8 @@ struct EngineOptions {
   int max_queued_requests = 256;
   int64_t max_queued_tokens = 1 << 20;  // prompt + max_new_tokens of all that wait
   absl::Duration drain_limit = absl::Seconds(30);
+  // Run ends the other ranks' loops when it returns. False: the coordinator is used again.
+  bool stop_workers_at_end = true;
   // Hears when each rank began and ended each step; null: not measured.
   std::function<void(const pipeline::StageTiming& timing, uint64_t step)> on_timing;
 };
@@ -38,8 +40,8 @@ class Engine : public RequestQueue {
   void Drain() override;
   EngineLoad load() const override;
 
-  // Serves until Stop or a drain's end, then ends the workers. An error of the pipeline ends all
-  // requests with UNAVAILABLE and is returned.
+  // Serves until Stop or a drain's end, then ends the workers (options). An error of the pipeline
+  // ends all requests with UNAVAILABLE and is returned.
   absl::Status Run();
   // As Drain, but what runs is ended with UNAVAILABLE at once.
   void Stop();

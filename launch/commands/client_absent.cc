@@ -1,0 +1,18 @@
+// keyline client in a build without gRPC.
+
+#include "launch/commands/commands.h"
+
+namespace keyline {
+
+void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
+  CLI::App& sub = *app.add_subcommand("client", "not in this build: it needs gRPC");
+  sub.allow_extras();
+  sub.callback([&chosen] {
+    chosen = [] {
+      return absl::UnavailableError(
+          "built without gRPC; install libgrpc++-dev and configure with -DWITH_RPC=ON");
+    };
+  });
+}
+
+}  // namespace keyline

@@ -1,0 +1,173 @@
+// keyline serve: every rank of a server; gRPC on rank 0.
+
+#include <glog/logging.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "kernels/device/status_macros.h"
+#include "launch/commands/commands.h"
+#include "launch/placement_report.h"
+#include "launch/ranks.h"
+#include "launch/wiring.h"
+#include "rpc/server/server.h"
+#include "runtime/engine/engine.h"
+
+namespace keyline {
+namespace {
+
+sigset_t DrainSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGUSR1);  // mpirun forwards it to all ranks; it kills them on SIGTERM
+  return set;
+}
+
+// Calls `drain` at the first of the signals, which all threads must have blocked.
+class DrainOnSignal {
+ public:
+  explicit DrainOnSignal(std::function<void()> drain)
+      : thread_([this, drain = std::move(drain)] {
+          const sigset_t set = DrainSignals();
+          int signal = 0;
+          sigwait(&set, &signal);
+          if (!over_) drain();
+        }) {}
+  ~DrainOnSignal() {
+    over_ = true;
+    pthread_kill(thread_.native_handle(), SIGUSR1);  // wakes it if no signal ever came
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> over_{false};
+  std::thread thread_;
+};
+
+std::vector<PlacementRow> RowsOf(const std::vector<pipeline::RankReady>& ranks,
+                                 const PipelineSpec& spec) {
+  std::vector<PlacementRow> rows;
+  for (const pipeline::RankReady& rank : ranks) {
+    rows.push_back({.rank = rank.rank(),
+                    .host = rank.host(),
+                    .device = rank.device(),
+                    .shard = spec.shards[rank.rank()],
+                    .bytes = {.weights = rank.weight_bytes(),
+                              .kv = rank.kv_bytes(),
+                              .workspace = rank.workspace_bytes()},
+                    .free_bytes = rank.free_bytes()});
+  }
+  return rows;
+}
+
+absl::StatusOr<ServerFacts> FactsOf(const OpenedModel& opened, const PipelineSpec& spec,
+                                    const std::vector<PlacementRow>& rows) {
+  ServerFacts facts;
+  facts.version = KEYLINE_VERSION;
+  facts.model = opened.model->config();
+  facts.dtype = std::string(Name(spec.dtype));
+  facts.cache = spec.cache;
+  ASSIGN_OR_RETURN(const size_t lane, LaneBytes(*opened.model, spec));
+  facts.lane_bytes = static_cast<int64_t>(lane);
+  for (const PlacementRow& row : rows) {
+    facts.weight_bytes += static_cast<int64_t>(row.bytes.weights);
+    facts.stages.push_back({.rank = row.rank,
+                            .host = row.host,
+                            .device = row.device,
+                            .first_layer = row.shard.first_layer,
+                            .layers = row.shard.layers,
+                            .has_embedding = row.shard.embedding,
+                            .has_head = row.shard.head,
+                            .weight_bytes = static_cast<int64_t>(row.bytes.weights),
+                            .kv_bytes = static_cast<int64_t>(row.bytes.kv),
+                            .workspace_bytes = static_cast<int64_t>(row.bytes.workspace)});
+  }
+  return facts;
+}
+
+absl::Status Lead(const LaunchOptions& options, const OpenedModel& opened, Coordinator& coordinator,
+                  const std::vector<pipeline::RankReady>& ranks) {
+  const PipelineSpec& spec = coordinator.spec();
+  const std::vector<PlacementRow> rows = RowsOf(ranks, spec);
+  ASSIGN_OR_RETURN(const std::string report, PlacementReport(opened, spec, rows));
+  ASSIGN_OR_RETURN(const ServerFacts facts, FactsOf(opened, spec, rows));
+
+  EngineOptions engine_options;
+  engine_options.max_queued_requests = options.max_queued_requests;
+  engine_options.max_queued_tokens = options.max_queued_tokens;
+  engine_options.drain_limit = absl::Seconds(options.drain_seconds);
+  Engine engine(coordinator, opened.tokenizer.get(), engine_options);
+  ServeOptions serve_options;
+  serve_options.address = options.address;
+  serve_options.insecure = options.insecure;
+  absl::StatusOr<std::unique_ptr<Server>> server =
+      Server::Start(serve_options, facts, opened.tokenizer.get(), engine);
+  if (!server.ok()) {
+    coordinator.Shutdown();
+    return server.status();
+  }
+  std::fputs(report.c_str(), stdout);
+  std::printf("ready      grpc %s (health, reflection)\n", (*server)->address().c_str());
+  std::fflush(stdout);
+
+  absl::Status status;
+  {
+    const DrainOnSignal drain([&] {
+      LOG(INFO) << "draining: no new requests; running ones have "
+                << absl::FormatDuration(engine_options.drain_limit);
+      (*server)->BeginDrain();
+      engine.Drain();
+    });
+    status = engine.Run();
+  }
+  // All streams have been told their end; give their last messages a moment to leave.
+  (*server)->Shutdown(absl::Seconds(2));
+  return status;
+}
+
+absl::Status Serve(const LaunchOptions& options) {
+  // Before any thread exists, so that all of them inherit it: only rank 0's drain thread takes
+  // these signals. The other ranks end when rank 0 tells them to.
+  const sigset_t set = DrainSignals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  ASSIGN_OR_RETURN(const OpenedModel opened, OpenModel(options.model, NeedTokenizer::kNo));
+  ASSIGN_OR_RETURN(const PipelineSpec spec, MakeSpec(options, opened, {.lanes = kServeLanes}));
+  return RunPipeline(options, opened, spec, /*show_progress=*/true,
+                     [&](Coordinator& coordinator, const std::vector<pipeline::RankReady>& ranks) {
+                       return Lead(options, opened, coordinator, ranks);
+                     });
+}
+
+}  // namespace
+
+void AddServe(CLI::App& app, LaunchOptions& options, Command& chosen) {
+  CLI::App& sub = *app.add_subcommand("serve", "every rank of a server; gRPC on rank 0");
+  AddModelOptions(sub, options);
+  AddCacheOptions(sub, options);
+  AddOption(sub, "--address", options.address, "host:port that rank 0 listens on; port 0: any")
+      ->capture_default_str();
+  AddFlag(sub, "--insecure", options.insecure, "allow an address other than loopback without TLS");
+  AddOption(sub, "--max-queued-requests", options.max_queued_requests,
+            "requests that may wait for a lane")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  AddOption(sub, "--max-queued-tokens", options.max_queued_tokens,
+            "tokens (prompt and new) of all that wait")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  AddOption(sub, "--drain-seconds", options.drain_seconds,
+            "how long running requests may go on after SIGTERM")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  sub.callback([&options, &chosen] { chosen = [&options] { return Serve(options); }; });
+}
+
+}  // namespace keyline

@@ -1,0 +1,18 @@
+// keyline serve in a build without gRPC.
+
+#include "launch/commands/commands.h"
+
+namespace keyline {
+
+void AddServe(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
+  CLI::App& sub = *app.add_subcommand("serve", "not in this build: it needs gRPC");
+  sub.allow_extras();
+  sub.callback([&chosen] {
+    chosen = [] {
+      return absl::UnavailableError(
+          "built without gRPC; install libgrpc++-dev and configure with -DWITH_RPC=ON");
+    };
+  });
+}
+
+}  // namespace keyline

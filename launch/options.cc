@@ -1,0 +1,109 @@
+#include "launch/options.h"
+
+#include <cctype>
+#include <cmath>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/device/status_macros.h"
+#include "runtime/cache/cache_registry.h"
+#include "runtime/config/deployment.h"
+
+namespace keyline {
+
+std::string EnvironmentName(const std::string& flag) {
+  std::string name = "KEYLINE_";
+  const std::string longest =
+      flag.substr(flag.rfind("--") == std::string::npos ? 0 : flag.rfind("--") + 2);
+  for (char c : longest) name += c == '-' ? '_' : static_cast<char>(std::toupper(c));
+  return name;
+}
+
+CLI::Option* AddFlag(CLI::App& app, const std::string& name, bool& value, const std::string& help) {
+  return app.add_flag(name, value, help)->envname(EnvironmentName(name));
+}
+
+void AddModelOptions(CLI::App& app, LaunchOptions& o) {
+  AddOption(app, "--config", o.config, "deployment file (configs/*.pbtxt); flags override it");
+  AddOption(app, "--model", o.model, "a Hugging Face directory, or one .gguf file");
+  AddOption(app, "--ranks", o.ranks,
+            "ranks as threads of this process; under mpirun the ranks are MPI's")
+      ->check(CLI::Range(1, 1024));
+  AddOption(app, "--device", o.device,
+            "cpu or cuda:N; several, separated by commas, are dealt to ranks in turn")
+      ->capture_default_str();
+  AddOption(app, "--dtype", o.dtype, "number format of weights and plain caches")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
+  AddOption(app, "--threads", o.threads, "compute threads of each rank; default: cores / ranks")
+      ->check(CLI::Range(1, 1024));
+  AddOption(app, "--lanes", o.lanes, "sequences that run at a time")->check(CLI::Range(1, 65536));
+  AddOption(app, "--max-pass-tokens", o.max_pass_tokens, "most tokens of one step")
+      ->check(CLI::Range(1, 1 << 20));
+  AddOption(app, "--pipeline-depth", o.pipeline_depth,
+            "most steps in flight; default: the number of ranks")
+      ->check(CLI::Range(1, 1024));
+  AddOption(app, "--device-memory", o.device_memory, "most memory of a rank, such as 6GiB");
+  AddOption(app, "--offload", o.offload, "which layers stream through device memory")
+      ->check(CLI::IsMember({"auto", "none", "all"}))
+      ->capture_default_str();
+  AddFlag(app, "--deterministic", o.deterministic,
+          "the same tokens whatever else is in the batch (always so on the CPU)");
+}
+
+void AddCacheOptions(CLI::App& app, LaunchOptions& o) {
+  AddOption(app, "--kv-policy", o.kv.policy, "which tokens a full cache keeps")
+      ->check(CLI::IsMember(CachePolicyNames()))
+      ->capture_default_str();
+  AddOption(app, "--kv-storage", o.kv_storage, "number format of keys and values")
+      ->check(CLI::IsMember(CacheStorageNames()))
+      ->capture_default_str();
+  AddOption(app, "--kv-cache-length", o.kv_cache_length,
+            "slots per KV head: one number for all layers, or one a layer, separated by commas")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 24));
+  AddOption(app, "--kv-chunk", o.kv.chunk_size, "tokens of a prompt's chunks after the first")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  AddOption(app, "--kv-sinks", o.kv.sinks, "first slots that are never evicted")
+      ->check(CLI::Range(0, 1 << 24));
+  AddOption(app, "--kv-grace", o.kv.grace, "slots of the ring of most recent tokens")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  AddOption(app, "--kv-keep-initial-fraction", o.kv.keep_initial_fraction,
+            "share of the first slots that the first eviction spares")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  AddFlag(app, "--kv-normalize-scores", o.kv.normalize_scores,
+          "rank by score per token seen since the key was written");
+  AddOption(app, "--kv-max-chunk", o.kv.max_chunk, "lowers --kv-chunk; 0: no limit")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  AddOption(app, "--kv-protect", o.kv_protect, "A:B, prompt tokens that are never evicted");
+  AddOption(app, "--kv-max-protected-fraction", o.kv.max_protected_fraction,
+            "largest share of the cache that may be protected")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+}
+
+absl::StatusOr<uint64_t> ParseBytes(const std::string& text) {
+  size_t digits = 0;
+  while (digits < text.size() && (std::isdigit(text[digits]) != 0 || text[digits] == '.')) {
+    ++digits;
+  }
+  double number = 0;
+  const std::string unit = text.substr(digits);
+  double factor = 0;
+  if (unit.empty() || unit == "B") factor = 1;
+  if (unit == "KiB") factor = 1024.0;
+  if (unit == "MiB") factor = 1024.0 * 1024;
+  if (unit == "GiB") factor = 1024.0 * 1024 * 1024;
+  if (unit == "TiB") factor = 1024.0 * 1024 * 1024 * 1024;
+  if (!absl::SimpleAtod(text.substr(0, digits), &number) || factor == 0 || number * factor > 1e18) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "'", text, "' is no amount of memory; write 6GiB, 512MiB or a number of bytes"));
+  }
+  return static_cast<uint64_t>(number * factor);
+}
+
+}  // namespace keyline

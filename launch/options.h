@@ -1,0 +1,66 @@
+// Command-line flags that several subcommands share. Every flag has an environment variable
+// (--kv-policy: KEYLINE_KV_POLICY); `--config FILE.pbtxt` gives defaults below both.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/config/cache_config.h"
+
+namespace keyline {
+
+struct LaunchOptions {
+  std::string config;  // deployment file, or ""
+  std::string model;   // directory or .gguf file
+  int ranks = 0;       // 0: MPI's world size under mpirun, else 1
+  std::string device = "cpu";
+  std::string dtype = "auto";
+  int threads = 0;            // per rank; 0: the host's cores shared among its ranks
+  int lanes = 0;              // 0: the command's default
+  int max_pass_tokens = 0;    // 0: chosen
+  int pipeline_depth = 0;     // 0: the number of ranks
+  std::string device_memory;  // "6GiB"; "" = all there is
+  std::string offload = "auto";
+  bool deterministic = false;
+
+  std::string kv_storage = "plain";
+  std::vector<int> kv_cache_length;  // empty: the command's default
+  LanePolicy kv;                     // everything else about the policy
+  std::string kv_protect;            // "A:B"
+
+  // serve
+  std::string address = "127.0.0.1:50051";
+  bool insecure = false;
+  int max_queued_requests = 256;
+  int64_t max_queued_tokens = 1 << 20;
+  double drain_seconds = 30;
+};
+
+// --model, --ranks, --device, ...
+void AddModelOptions(CLI::App& app, LaunchOptions& options);
+// --kv-...
+void AddCacheOptions(CLI::App& app, LaunchOptions& options);
+// An option with its environment variable, and the same for a flag.
+template <class T>
+CLI::Option* AddOption(CLI::App& app, const std::string& name, T& value, const std::string& help);
+CLI::Option* AddFlag(CLI::App& app, const std::string& name, bool& value, const std::string& help);
+
+// Reads `options.config` into the fields that it sets. Call before the flags are parsed.
+absl::Status ApplyDeployment(const std::string& path, LaunchOptions& options);
+
+// "6GiB", "512MiB", "1000000": bytes. INVALID_ARGUMENT for anything else.
+absl::StatusOr<uint64_t> ParseBytes(const std::string& text);
+
+// ---- Template ----
+std::string EnvironmentName(const std::string& flag);  // "--kv-policy" -> "KEYLINE_KV_POLICY"
+
+template <class T>
+CLI::Option* AddOption(CLI::App& app, const std::string& name, T& value, const std::string& help) {
+  return app.add_option(name, value, help)->envname(EnvironmentName(name));
+}
+
+}  // namespace keyline

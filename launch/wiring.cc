@@ -1,0 +1,163 @@
+#include "launch/wiring.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "kernels/device/status_macros.h"
+#include "runtime/config/model_config.h"
+#include "runtime/transport/communicator.h"
+
+namespace keyline {
+namespace {
+
+int EnvironmentInt(const char* name, int otherwise) {
+  const char* text = std::getenv(name);
+  int value = 0;
+  return text != nullptr && absl::SimpleAtoi(text, &value) ? value : otherwise;
+}
+
+absl::Status ParseProtect(const std::string& text, LanePolicy& policy) {
+  if (text.empty()) return absl::OkStatus();
+  const std::vector<std::string> parts = absl::StrSplit(text, ':');
+  if (parts.size() != 2 || !absl::SimpleAtoi(parts[0], &policy.protect_begin) ||
+      !absl::SimpleAtoi(parts[1], &policy.protect_end) || policy.protect_begin < 0 ||
+      policy.protect_end < policy.protect_begin) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-protect: '", text, "' is no token range; write A:B with 0 <= A <= B"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<OpenedModel> OpenModel(const std::string& path, NeedTokenizer need) {
+  if (path.empty()) {
+    return absl::InvalidArgumentError(
+        "--model is missing: a Hugging Face directory or a .gguf file");
+  }
+  OpenedModel opened;
+  ASSIGN_OR_RETURN(opened.checkpoint, OpenCheckpoint(path));
+  ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(*opened.checkpoint));
+  opened.name = config.name;
+  ASSIGN_OR_RETURN(opened.model, MakeModel(config));
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadTokenizer(path);
+  if (tokenizer.ok()) {
+    opened.tokenizer = *std::move(tokenizer);
+  } else if (need == NeedTokenizer::kYes) {
+    return tokenizer.status();
+  }
+  return opened;
+}
+
+absl::Status FillShards(const Device& device, const DecoderModel& model, int ranks,
+                        PipelineSpec& spec) {
+  ASSIGN_OR_RETURN(const std::vector<size_t> layers, LayerBytes(device, model, spec));
+  ASSIGN_OR_RETURN(spec.shards, PlanShards(layers, EmbeddingBytes(device, model, spec.dtype),
+                                           HeadBytes(device, model, spec.dtype), ranks));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int> NumberOfRanks(const LaunchOptions& options) {
+  if (!StartedByMpi()) return std::max(options.ranks, 1);
+  const int world = EnvironmentInt("OMPI_COMM_WORLD_SIZE", std::max(options.ranks, 1));
+  if (options.ranks != 0 && options.ranks != world) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--ranks: ", options.ranks, " under mpirun with ", world,
+                     " processes; leave it out or say --ranks ", world));
+  }
+  return world;
+}
+
+std::string DeviceOfRank(const LaunchOptions& options, int rank) {
+  const std::vector<std::string> devices = absl::StrSplit(options.device, ',');
+  return devices[rank % devices.size()];
+}
+
+int ThreadsOfRank(const LaunchOptions& options, int ranks) {
+  if (options.threads > 0) return options.threads;
+  const int here = StartedByMpi() ? EnvironmentInt("OMPI_COMM_WORLD_LOCAL_SIZE", ranks) : ranks;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, cores / std::max(here, 1));
+}
+
+absl::StatusOr<PipelineSpec> MakeSpec(const LaunchOptions& options, const OpenedModel& opened,
+                                      const PipelineNeeds& needs) {
+  const ModelConfig& config = opened.model->config();
+  PipelineSpec spec;
+  if (options.offload == "all") {
+    return absl::UnimplementedError(
+        "--offload all: this version keeps all layers on the device; use auto or none");
+  }
+  if (options.dtype == "f32") {
+    spec.dtype = DType::kF32;
+  } else if (options.dtype == "bf16") {
+    spec.dtype = DType::kBF16;
+  } else {
+    spec.dtype = config.checkpoint_dtype == DType::kF32 ? DType::kF32 : DType::kBF16;
+  }
+  spec.max_positions = static_cast<int>(config.max_positions);
+  spec.cache.storage = options.kv_storage;
+  spec.cache.lanes = options.lanes > 0 ? options.lanes : needs.lanes;
+  LanePolicy& policy = spec.cache.policy;
+  policy = options.kv;
+  RETURN_IF_ERROR(ParseProtect(options.kv_protect, policy));
+  policy.cache_length = options.kv_cache_length;
+  if (policy.cache_length.empty()) {
+    policy.cache_length = {needs.cache_length > 0 ? needs.cache_length : spec.max_positions};
+  }
+  if (policy.cache_length.size() != 1 &&
+      policy.cache_length.size() != static_cast<size_t>(config.layers)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-cache-length: ", policy.cache_length.size(), " numbers for a model of ",
+                     config.layers, " layers; give 1 or ", config.layers));
+  }
+  for (int l = 0; l < config.layers; ++l) spec.cache_lengths.push_back(policy.length_of(l));
+
+  ASSIGN_OR_RETURN(const int ranks, NumberOfRanks(options));
+  spec.pipeline_depth = options.pipeline_depth > 0 ? options.pipeline_depth : ranks;
+  // Room for a whole chunk beside a decode token of every lane, so that neither starves.
+  const int longest_chunk = policy.chunk_size + 4;
+  const int least = spec.cache.lanes + longest_chunk;
+  spec.max_pass_tokens = std::max(needs.max_pass_tokens, least);
+  if (options.max_pass_tokens > 0) {
+    if (options.max_pass_tokens < least) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--max-pass-tokens: ", options.max_pass_tokens, " is less than --lanes (",
+                       spec.cache.lanes, ") + --kv-chunk (", policy.chunk_size, ") + 4 = ", least,
+                       "; raise it, or lower --kv-chunk"));
+    }
+    spec.max_pass_tokens = options.max_pass_tokens;
+  }
+  return spec;
+}
+
+absl::Status CheckFits(const LaunchOptions& options, const Device& device, const StageBytes& bytes,
+                       int rank) {
+  uint64_t limit = device.memory().free_bytes;
+  std::string what = absl::StrCat("free on ", device.name());
+  if (!options.device_memory.empty()) {
+    ASSIGN_OR_RETURN(const uint64_t asked, ParseBytes(options.device_memory));
+    limit = asked;
+    what = "allowed by --device-memory";
+  }
+  if (bytes.total() <= limit) return absl::OkStatus();
+  const uint64_t fixed = bytes.weights + bytes.workspace;
+  const std::string hint =
+      fixed >= limit ? "more ranks would do"
+                     : absl::StrCat("caches of at most ", (limit - fixed) >> 20,
+                                    " MiB would fit: lower --kv-cache-length or --lanes, or use "
+                                    "more ranks");
+  return absl::ResourceExhaustedError(
+      absl::StrCat("rank ", rank, " needs ", bytes.total() >> 20, " MiB (weights ",
+                   bytes.weights >> 20, ", caches ", bytes.kv >> 20, ", workspace ",
+                   bytes.workspace >> 20, "), but ", limit >> 20, " MiB are ", what, "; ", hint));
+}
+
+}  // namespace keyline
