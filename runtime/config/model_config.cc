@@ -146,8 +146,6 @@ absl::Status ReadLlama3(const JsonFields& fields, RopeConfig& rope) {
   ASSIGN_OR_RETURN(rope.factor, fields.Real("factor", 1.0, kMaxRopeFactor));
   ASSIGN_OR_RETURN(rope.low_freq_factor, fields.Real("low_freq_factor", 1e-3, 1e6));
   ASSIGN_OR_RETURN(rope.high_freq_factor, fields.Real("high_freq_factor", 1e-3, 1e6));
-  ASSIGN_OR_RETURN(rope.original_max_positions,
-                   fields.Integer("original_max_position_embeddings", 1, kMaxPositions));
   if (rope.high_freq_factor <= rope.low_freq_factor) {
     return fields.Invalid("high_freq_factor",
                           absl::StrCat("must be above low_freq_factor, ", rope.low_freq_factor,
@@ -176,6 +174,11 @@ absl::Status ReadRope(const JsonFields& fields, const std::string& path, ModelCo
     ASSIGN_OR_RETURN(rotating, nested.Real("partial_rotary_factor", 0.0, 1.0, rotating));
     const std::string type_key = nested.Has("rope_type") ? "rope_type" : "type";
     ASSIGN_OR_RETURN(const std::string type, nested.String(type_key, "default"));
+    // Positions trained on: some files have them outside, and mean those where both are there.
+    constexpr const char* kTrained = "original_max_position_embeddings";
+    ASSIGN_OR_RETURN(rope.original_max_positions,
+                     (fields.Has(kTrained) ? fields : nested)
+                         .Integer(kTrained, 1, kMaxPositions, config.max_positions));
     if (type == "linear") {
       rope.kind = RopeConfig::Kind::kLinear;
       ASSIGN_OR_RETURN(rope.factor, nested.Real("factor", 1.0, kMaxRopeFactor));

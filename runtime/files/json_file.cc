@@ -96,7 +96,8 @@ std::string DescribeJsonError(size_t position, const std::string& last_token,
   constexpr int kNumberOverflow = 406;
   const size_t byte = position - 1;  // the library counts from one
   if (error.id == kNumberOverflow) {
-    return absl::StrCat("number ", Quoted(last_token), " before byte ", byte, " is out of range");
+    return absl::StrCat("not valid JSON at byte ", byte, ": number ", Quoted(last_token),
+                        " is out of range");
   }
   // "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error while ...; last
   // read: 'all of it'": the middle is worth telling.

@@ -87,7 +87,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
         return true;
       case Level::kTop:
         level_ = entry_.name == kMetadataKey ? Level::kMetadata : Level::kTensor;
-        fields_seen_.clear();
+        has_dtype_ = has_shape_ = has_offsets_ = false;
         return true;
       default:
         return Unexpected("an object");
@@ -131,15 +131,20 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       return true;
     }
     field_ = std::move(name);
-    if (level_ == Level::kTensor && field_ != "dtype" && field_ != "shape" &&
-        field_ != "data_offsets") {
+    bool twice = false;
+    if (level_ == Level::kMetadata) {
+      twice = !metadata_keys_.insert(field_).second;
+    } else if (field_ == "dtype") {
+      twice = std::exchange(has_dtype_, true);
+    } else if (field_ == "shape") {
+      twice = std::exchange(has_shape_, true);
+    } else if (field_ == "data_offsets") {
+      twice = std::exchange(has_offsets_, true);
+    } else {
       return Fail(absl::StrCat("field ", Quoted(field_),
                                " is unknown; known are dtype, shape, data_offsets"));
     }
-    if (!fields_seen_.insert(field_).second) {
-      return Fail(absl::StrCat("field ", Quoted(field_), " stands twice"));
-    }
-    return true;
+    return !twice || Fail(absl::StrCat("field ", Quoted(field_), " stands twice"));
   }
 
   bool parse_error(std::size_t position, const std::string& last_token,
@@ -181,13 +186,9 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   // The tensor is complete: fields there, size as its shape says.
   bool AddTensor() {
-    if (static_cast<int64_t>(entries_.size()) == kMaxSafetensorsTensors) {
-      return Fail(
-          absl::StrCat("is one more than the ", kMaxSafetensorsTensors, " that a file may have"));
-    }
-    for (const char* field : {"dtype", "shape", "data_offsets"}) {
-      if (!fields_seen_.contains(field)) return Fail(absl::StrCat("has no ", field));
-    }
+    if (!has_dtype_) return Fail("has no dtype");
+    if (!has_shape_) return Fail("has no shape");
+    if (!has_offsets_) return Fail("has no data_offsets");
     if (offsets_ != 2) return Fail("data_offsets must hold two numbers");
     if (entry_.begin > entry_.end) {
       return Fail(
@@ -213,9 +214,12 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   Level level_ = Level::kOutside;
   SafetensorsEntry entry_;  // being read; its name is set from its key on
   std::string field_;
-  std::set<std::string, std::less<>> fields_seen_;
+  bool has_dtype_ = false;
+  bool has_shape_ = false;
+  bool has_offsets_ = false;
   int offsets_ = 0;
   bool metadata_seen_ = false;
+  std::set<std::string> metadata_keys_;
   std::vector<SafetensorsEntry> entries_;
   std::string error_;
 };
@@ -268,6 +272,14 @@ absl::Status CheckTiling(const std::vector<SafetensorsEntry>& entries, uint64_t 
 absl::StatusOr<std::vector<SafetensorsEntry>> ParseSafetensorsHeader(std::string_view json,
                                                                      uint64_t data_bytes,
                                                                      const std::string& path) {
+  // Counted before anything is parsed, which would take seconds. Names of real tensors have no
+  // braces.
+  const auto objects = std::count(json.begin(), json.end(), '{');
+  if (objects > kMaxSafetensorsTensors + 2) {  // the header itself and the metadata
+    return absl::InvalidArgumentError(absl::StrCat(path, ": header opens ", objects,
+                                                   " objects; a file may have at most ",
+                                                   kMaxSafetensorsTensors, " tensors"));
+  }
   HeaderReader reader;
   if (!nlohmann::json::sax_parse(json.begin(), json.end(), &reader)) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", reader.error()));
