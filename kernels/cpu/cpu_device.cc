@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/cpu/cache/cache_ops_cpu.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/matmul/weight_layout.h"
 #include "kernels/cpu/open_cpu.h"
@@ -36,6 +37,17 @@ constexpr OpTable kCpuOps = {
     .sample = cpu::Sample,
     .token_log_probs = cpu::TokenLogProbs,
     .top_log_probs = cpu::TopLogProbs,
+    .clear_lane = cpu::ClearLane,
+    .rotate_heads = cpu::RotateHeads,
+    .place_in_ring = cpu::PlaceInRing,
+    .place_by_score = cpu::PlaceByScore,
+    .move_slots = cpu::MoveSlots,
+    .write_slots = cpu::WriteSlots,
+    .attention = cpu::Attention,
+    .add_scores = cpu::AddScores,
+    .advance_lanes = cpu::AdvanceLanes,
+    .pack_lane = cpu::PackLane,
+    .unpack_lane = cpu::UnpackLane,
 };
 
 size_t RoundUp(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }

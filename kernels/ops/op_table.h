@@ -9,6 +9,7 @@
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
 #include "kernels/ops/batch.h"
+#include "kernels/ops/cache_memory.h"
 #include "kernels/ops/weight.h"
 
 namespace keyline {
@@ -28,6 +29,23 @@ struct OpTable {
                  const int32_t* positions, const SamplingParams* params);
   void (*token_log_probs)(Stream&, float* out, TensorView logits, const int32_t* targets);
   void (*top_log_probs)(Stream&, int32_t* tokens, float* logprobs, int count, TensorView logits);
+
+  // The KV cache (cache_ops.h).
+  void (*clear_lane)(Stream&, const SlotTable&, int lane);
+  void (*rotate_heads)(Stream&, TensorView qkv, const Batch&, const AttentionSpec&);
+  void (*place_in_ring)(Stream&, const Placement& out, const Batch&, const SlotTable&, int policy);
+  void (*place_by_score)(Stream&, const Placement& out, const Batch&, const SlotTable&, int policy,
+                         const ScoreRule&);
+  void (*move_slots)(Stream&, const KvMemory&, const SlotTable&, const Placement&, const Batch&);
+  void (*write_slots)(Stream&, const KvMemory&, const SlotTable&, const Placement&, TensorView qkv,
+                      const Batch&);
+  void (*attention)(Stream&, TensorView out, float* mass, TensorView qkv, const Batch&,
+                    const KvMemory&, const SlotTable&, const AttentionSpec&);
+  void (*add_scores)(Stream&, const SlotTable&, const float* mass, const Batch&, int policy,
+                     const ScoreRule&);
+  void (*advance_lanes)(Stream&, const SlotTable&, const Batch&);
+  void (*pack_lane)(Stream&, std::byte* packed, const KvMemory&, int lane, int slots);
+  void (*unpack_lane)(Stream&, const KvMemory&, int lane, int slots, const std::byte* packed);
 };
 
 }  // namespace keyline

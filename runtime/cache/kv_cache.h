@@ -1,19 +1,24 @@
-// KvCache: one layer's KV cache: a policy (where tokens go, what is evicted), a storage (number
-// format of K and V) and the slot -> position table. Concrete; one verb, Attend.
+// KvCache: one layer's KV cache: policies (where tokens go, what is evicted; one a lane), a storage
+// (number format of K and V) and the slot -> position table. Concrete; one verb, Attend.
 //
 // Thread: the rank's own. All calls enqueue on the stream, except where stated. Memory is allocated
-// once, by Create, for all lanes; nothing grows with the length of a sequence.
+// once, by Create, for all lanes; nothing grows with the length of a sequence. The operations
+// behind it: kernels/ops/cache_ops.h.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
 #include "kernels/ops/batch.h"
+#include "runtime/cache/eviction_trace.h"
 #include "runtime/config/cache_config.h"
 
 namespace keyline {
@@ -24,38 +29,68 @@ struct KvCacheShape {
   int kv_heads = 0;
   int head_dim = 0;
   int length = 0;             // slots per lane and KV head that requests may use at most
-  int max_tokens = 0;       // most tokens of a pass
+  int max_tokens = 0;         // most tokens of a pass
   DType plain = DType::kF32;  // element type of the plain storage
 };
 
 // Bytes on the device. Pure arithmetic, for `keyline plan`.
 struct KvCacheBytes {
   size_t per_lane = 0;   // physical: slots padded to a multiple of 64
-  size_t workspace = 0;  // shared by all lanes of the layer
+  size_t workspace = 0;  // shared by all lanes; once for layers that share it
+};
+
+// How much of a lane is in use.
+struct LaneReport {
+  int cache_length = 0;
+  int slots_used = 0;
+  int64_t evicted = 0;      // tokens dropped, per KV head
+  int protected_slots = 0;  // of those used: sinks, protected range, grace ring
 };
 
 class KvCache {
  public:
-  // INVALID_ARGUMENT names the field of `config` at fault and what would do.
+  // INVALID_ARGUMENT names the field of `config` at fault and what would do. `sibling`: a cache of
+  // another layer whose workspace is used if it is large enough; layers run one after the other.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(Device& device, const CacheConfig& config,
-                                                         const KvCacheShape& shape);
+                                                         const KvCacheShape& shape,
+                                                         const KvCache* sibling = nullptr);
   static absl::StatusOr<KvCacheBytes> BytesFor(const CacheConfig& config,
                                                const KvCacheShape& shape);
   ~KvCache();
 
   // A new sequence takes the lane: no trace of its predecessor stays. `layer` selects the length
-  // where `policy` has one per layer. REQUIRES: ValidateLane(policy) was OK.
+  // where `policy` has one per layer; without any the lane has shape.length slots.
+  // REQUIRES: ValidateLane(policy) was OK.
   void OpenLane(Stream& s, int lane, const LanePolicy& policy, int layer);
 
-  // For every chunk: q/k norm and RoPE (in place in qkv), place, write, attend over the whole cache,
-  // add attention mass, let the policy score.
-  // qkv: [tokens, (heads + 2 * kv_heads) * head_dim], q then k then v; out: [tokens, heads * head_dim].
+  // For every chunk: q/k norm and RoPE (in place in qkv), place, write, attend over the whole
+  // cache, add attention mass, let the policy score. qkv: [tokens, (heads + 2 * kv_heads) *
+  // head_dim], q then k then v; out: [tokens, heads * head_dim].
   void Attend(Stream& s, const Batch& batch, TensorView qkv, const AttentionSpec& spec,
               TensorView out);
 
-  // Positions kept in a lane, ascending, per KV head. Waits for the stream: for traces and tests.
-  std::vector<std::vector<int32_t>> KeptPositions(Stream& s, int lane) const;
+  // ---- Reading and keeping a lane; these wait for the stream ------------------------------------
 
+  // Positions kept, ascending, per KV head.
+  std::vector<std::vector<int32_t>> KeptPositions(Stream& s, int lane) const;
+  // Position in each slot in use, -1 = empty, per KV head: [kv_heads][cache length of the lane].
+  std::vector<std::vector<int32_t>> SlotPositions(Stream& s, int lane) const;
+  LaneReport Report(Stream& s, int lane) const;
+
+  // The lane's whole state as bytes, O(cache length): restored into this layer of any server of the
+  // same model and storage that has the policy, the sequence goes on bit for bit. Needs device
+  // memory for one lane; RESOURCE_EXHAUSTED if there is none.
+  absl::StatusOr<std::string> SaveLane(Stream& s, int lane) const;
+  // Opens the lane with what was saved. INVALID_ARGUMENT: not such bytes, or torn;
+  // FAILED_PRECONDITION: of another shape, storage or policy than this cache can serve. The lane is
+  // closed after an error.
+  absl::Status RestoreLane(Stream& s, int lane, std::string_view saved);
+
+  // While on, Attend notes where each chunk went, and waits for the stream to learn it.
+  void RecordPlacements(bool on);
+  std::vector<ChunkPlacement> TakePlacements();
+
+  // Without the workspace of a sibling.
   size_t device_bytes() const;
 
  private:
@@ -65,9 +100,13 @@ class KvCache {
 };
 
 // Whether caches built for `config` can serve a request that asks for `policy`; INVALID_ARGUMENT
-// names field, value, limit and what would fit. `lengths[l]`: slots per lane of layer l.
+// names field, value, limit and what would fit. `lengths[l]`: slots per lane of layer l. Any
+// thread.
 absl::Status ValidateLane(const CacheConfig& config, const std::vector<int>& lengths,
                           const LanePolicy& policy, int prompt_tokens, int max_new_tokens,
                           int max_pass_tokens);
+
+// What is unwise about a policy that ValidateLane accepts, for logs; empty: nothing.
+std::string LaneWarning(const LanePolicy& policy, const std::vector<int>& lengths);
 
 }  // namespace keyline

@@ -28,7 +28,7 @@ struct SegmentMemory {
   int64_t k_scales = 0;  // bytes from a tile to its scales
   const std::byte* v = nullptr;
   int64_t v_row_bytes = 0;
-  int64_t v_scales = 0;  // bytes from a row to its scales
+  int64_t v_scales = 0;                // bytes from a row to its scales
   const int32_t* positions = nullptr;  // [kSegmentSlots or up to the last physical slot]
   int slots = 0;                       // in use, from the first on
 };
@@ -36,8 +36,8 @@ struct SegmentMemory {
 // What a logit is made of, besides q and k.
 struct LogitRule {
   float scale = 0;
-  float softcap = 0;  // 0 = none
-  int32_t window = 0; // 0 = none
+  float softcap = 0;   // 0 = none
+  int32_t window = 0;  // 0 = none
 };
 
 struct SegmentArgs {
@@ -46,8 +46,11 @@ struct SegmentArgs {
   int rows = 0;
   const float* const* q = nullptr;       // [rows] vectors of head_dim
   const int32_t* q_positions = nullptr;  // [rows]
-  float* weights = nullptr;              // [rows, weights_stride]: exp(logit - m), 0 where not seen
+  // [rows, weights_stride]: exp(logit - m), 0 where not seen. Working memory unless `fill`; without
+  // it, slots far from what any row sees are not written.
+  float* weights = nullptr;
   int64_t weights_stride = 0;
+  bool fill = false;
   float* m = nullptr;  // [rows]; -inf where the query sees nothing
   float* l = nullptr;  // [rows]
   float* o = nullptr;  // [rows, o_stride], whole vectors of 16; not written where m is -inf

@@ -43,8 +43,7 @@ void AddScores(Stream& s, const SlotTable& table, const float* mass, const Batch
   const auto add = [&](int c, int head) {
     const Chunk& chunk = batch.chunk[c];
     if (!takes(chunk)) return;
-    const int used =
-        std::min(table.rules[chunk.lane].length, chunk.first_position + chunk.tokens);
+    const int used = std::min(table.rules[chunk.lane].length, chunk.first_position + chunk.tokens);
     const int64_t row = (int64_t{chunk.lane} * heads + head) * table.slots;
     float* score = table.scores + row;
     if (rule.shared) {

@@ -35,9 +35,8 @@ float FromF16(uint16_t x) {
   if (magnitude >= 0x7c00) {
     return std::bit_cast<float>(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
   }
-  const float value = magnitude < 0x400
-                          ? static_cast<float>(magnitude) / 16777216.0f
-                          : std::bit_cast<float>((magnitude << 13) + (112u << 23));
+  const float value = magnitude < 0x400 ? static_cast<float>(magnitude) / 16777216.0f
+                                        : std::bit_cast<float>((magnitude << 13) + (112u << 23));
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
 }
 

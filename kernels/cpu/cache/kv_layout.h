@@ -3,7 +3,8 @@
 //   K: tiles of 16 slots. A tile is [parts][16]: part d of a slot's vector stands beside part d of
 //      its neighbours, so that the lanes of a vector are slots and each logit is one chain of
 //      multiply-adds over the head dimension. A part is an element, or for int4 a byte with two;
-//      behind them, for quantised formats, a scale and a zero point a block, [2 * blocks][16] floats.
+//      behind them, for quantised formats, a scale and a zero point a block, [2 * blocks][16]
+//      floats.
 //   V: rows, one a slot: the elements, padded to 16, then scale and zero point of each block.
 // A packed row (ops::PackLane) is a V row without padding.
 #pragma once
@@ -29,7 +30,9 @@ struct RowLayout {
   RowLayout(KvFormat f, int dim)
       : format(f),
         head_dim(dim),
-        part_bytes(f == KvFormat::kF32 ? 4 : IsQuantized(f) ? 1 : 2),
+        part_bytes(f == KvFormat::kF32 ? 4
+                   : IsQuantized(f)    ? 1
+                                       : 2),
         parts(f == KvFormat::kInt4 ? dim / 2 : dim),
         floats(2 * KvBlocks(f, dim)),
         codes_bytes(KvRowBytes(f, dim) - floats * sizeof(float)),

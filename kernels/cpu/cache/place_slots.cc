@@ -78,9 +78,7 @@ class Ranking {
   }
 
  private:
-  int64_t Row(int head) const {
-    return (int64_t{lane_} * table_.kv_heads + head) * table_.slots;
-  }
+  int64_t Row(int head) const { return (int64_t{lane_} * table_.kv_heads + head) * table_.slots; }
 
   const SlotTable& table_;
   const ScoreRule& rule_;
@@ -94,8 +92,8 @@ class Ranking {
 void ChooseEvicted(const LaneRules& rules, const LaneProgress& progress, const Ranking& ranking,
                    const Extremes& extremes, int head, int n, int32_t* evicted) {
   if (!progress.scored) {
-    const int kept = std::max(std::min(rules.keep_initial, rules.length - rules.grace - n),
-                              rules.sinks);
+    const int kept =
+        std::max(std::min(rules.keep_initial, rules.length - rules.grace - n), rules.sinks);
     for (int i = 0; i < n; ++i) evicted[i] = kept + i;
     return;
   }
@@ -173,8 +171,7 @@ void PlaceByScore(Stream& s, const Placement& out, const Batch& batch, const Slo
     const int in_ring = std::min(n, rules.grace);
     for (int i = 0; i < n; ++i) {
       if (i < in_ring) {
-        const int ring_slot =
-            rules.length - rules.grace + (progress.ring_next + i) % rules.grace;
+        const int ring_slot = rules.length - rules.grace + (progress.ring_next + i) % rules.grace;
         out.moved_from[at(i)] = ring_slot;
         out.moved_to[at(i)] = evicted[i];
         out.slots[at(n - in_ring + i)] = ring_slot;

@@ -1,0 +1,67 @@
+// The operations of a KV cache, in the order of a pass. Continues ops.h, whose rules hold.
+//
+// Each chunk's lane decides by its LaneRules, in device memory; the operations of one policy leave
+// chunks of other policies alone. Shapes of memory: cache_memory.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/device/device.h"
+#include "kernels/device/tensor.h"
+#include "kernels/ops/batch.h"
+#include "kernels/ops/cache_memory.h"
+
+namespace keyline::ops {
+
+// A new sequence takes the lane: its slots are empty and score nothing, its progress is zero. Its
+// rules are not touched.
+void ClearLane(Stream& s, const SlotTable& table, int lane);
+
+// q and k of every token: per-head norm where the spec has one, then RoPE, in place.
+// qkv: [tokens, (heads + 2 * kv_heads) * head_dim], q then k then v.
+void RotateHeads(Stream& s, TensorView qkv, const Batch& batch, const AttentionSpec& spec);
+
+// Slots in order, then round the ring of slots that are not protected: the oldest token makes room.
+// For chunks whose lane has policy number `policy`.
+void PlaceInRing(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
+                 int policy);
+
+// Slots in order, then those of lowest score (lowest slot first among equals) outside the sinks and
+// the grace ring. REQUIRES: a chunk lies wholly before or wholly after the moment the lane is full.
+void PlaceByScore(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
+                  int policy, const ScoreRule& rule);
+
+// Carries out the placement's moves: K, V, position, score, norm and error go together.
+void MoveSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
+               const Batch& batch);
+
+// Writes k and v of every token to its slots, in the memory's formats, with its position, score 0,
+// and norm and error where the table has them.
+void WriteSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
+                TensorView qkv, const Batch& batch);
+
+// out[t] = attention of t's query heads over all slots of its lane that it sees.
+// out: [tokens, heads * head_dim]. A query at p sees slot j iff 0 <= slot_pos[j] <= p and, with a
+// window, slot_pos[j] > p - window; one that sees nothing gives 0.
+// mass: float32 [lanes, kv_heads, slots], row c for chunk c, or null. For chunks that take mass, of
+// lanes that want it: mass[c, g, j] = weight on slot j summed over the chunk's queries and averaged
+// over g's query heads, for the slots in use; other rows keep what they had.
+void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Batch& batch,
+               const KvMemory& kv, const SlotTable& table, const AttentionSpec& spec);
+
+// scores += what the mass says by the rule, for chunks of `policy` that take mass.
+void AddScores(Stream& s, const SlotTable& table, const float* mass, const Batch& batch, int policy,
+               const ScoreRule& rule);
+
+// The last operation of a pass: every chunk's lane has come so much further.
+void AdvanceLanes(Stream& s, const SlotTable& table, const Batch& batch);
+
+// Copies a lane's first `slots` slots to or from `packed`, in a form that all backends share: per
+// KV head K's vectors, then V's: KvPackedRowBytes a vector, elements then scale and zero point of
+// each block. packed: device memory, PackedLaneBytes.
+size_t PackedLaneBytes(const KvMemory& kv, int slots);
+void PackLane(Stream& s, std::byte* packed, const KvMemory& kv, int lane, int slots);
+void UnpackLane(Stream& s, const KvMemory& kv, int lane, int slots, const std::byte* packed);
+
+}  // namespace keyline::ops
