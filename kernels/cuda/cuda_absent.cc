@@ -1,3 +1,4 @@
+// In builds without CUDA.
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/open_cuda.h"
 

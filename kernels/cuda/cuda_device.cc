@@ -1,0 +1,121 @@
+#include "kernels/cuda/cuda_device.h"
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/open_cuda.h"
+#include "kernels/ops/op_table.h"
+
+namespace keyline {
+namespace cuda {
+namespace {
+
+constexpr OpTable kNoKernels{};
+
+}  // namespace
+
+CurrentDevice::CurrentDevice(int index) {
+  CUDA_CHECK(cudaGetDevice(&previous_));
+  if (previous_ != index) CUDA_CHECK(cudaSetDevice(index));
+}
+
+CurrentDevice::~CurrentDevice() { CUDA_CHECK(cudaSetDevice(previous_)); }
+
+CudaStream::CudaStream(Device& device, int index) : Stream(device) {
+  const CurrentDevice current(index);
+  // Non-blocking: not ordered against the default stream, which nobody here works on.
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+}
+
+CudaStream::~CudaStream() { CUDA_CHECK(cudaStreamDestroy(stream_)); }
+
+void CudaStream::CopyAsync(void* to, const void* from, size_t bytes) {
+  CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
+}
+
+void CudaStream::ZeroAsync(void* to, size_t bytes) {
+  CUDA_CHECK(cudaMemsetAsync(to, 0, bytes, stream_));
+}
+
+void CudaStream::Synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+
+CudaEvent::CudaEvent(int index) {
+  const CurrentDevice current(index);
+  CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+}
+
+CudaEvent::~CudaEvent() { CUDA_CHECK(cudaEventDestroy(event_)); }
+
+void CudaEvent::Record(Stream& stream) { CUDA_CHECK(cudaEventRecord(event_, Native(stream))); }
+
+void CudaEvent::BlockStream(Stream& stream) {
+  CUDA_CHECK(cudaStreamWaitEvent(Native(stream), event_, 0));
+}
+
+void CudaEvent::Synchronize() { CUDA_CHECK(cudaEventSynchronize(event_)); }
+
+CudaDevice::CudaDevice(int index)
+    : Device(absl::StrCat("cuda:", index), kNoKernels), index_(index) {}
+
+absl::StatusOr<void*> CudaDevice::Allocate(size_t bytes) {
+  const CurrentDevice current(index_);
+  void* memory = nullptr;
+  const cudaError_t code = cudaMalloc(&memory, bytes);
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // this error is answered here; the next check must not see it
+    return absl::ResourceExhaustedError(absl::StrCat(name(), ": no room for ", bytes, " bytes; ",
+                                                     this->memory().free_bytes, " of ",
+                                                     this->memory().total_bytes, " are free"));
+  }
+  CUDA_CHECK(code);
+  // Streams are not ordered against this one, so the zeros must be there before the caller goes on.
+  CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, cudaStreamPerThread));
+  CUDA_CHECK(cudaStreamSynchronize(cudaStreamPerThread));
+  return memory;
+}
+
+void CudaDevice::Free(void* memory) {
+  const CurrentDevice current(index_);
+  CUDA_CHECK(cudaFree(memory));
+}
+
+std::unique_ptr<Stream> CudaDevice::NewStream() {
+  return std::make_unique<CudaStream>(*this, index_);
+}
+
+std::unique_ptr<Event> CudaDevice::NewEvent() { return std::make_unique<CudaEvent>(index_); }
+
+DeviceMemory CudaDevice::memory() const {
+  const CurrentDevice current(index_);
+  DeviceMemory memory;
+  CUDA_CHECK(cudaMemGetInfo(&memory.free_bytes, &memory.total_bytes));
+  return memory;
+}
+
+std::string CudaDevice::description() const {
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, index_));
+  return properties.name;
+}
+
+DType CudaDevice::ActivationType(DType weights) const {
+  return IsFloat(weights) ? weights : DType::kBF16;
+}
+
+}  // namespace cuda
+
+absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index) {
+  int count = 0;
+  if (const cudaError_t code = cudaGetDeviceCount(&count); code != cudaSuccess) {
+    cudaGetLastError();
+    // No driver, a driver older than the toolkit, or no device.
+    return absl::UnavailableError(
+        absl::StrCat("cuda:", index, ": ", cudaGetErrorString(code), "; use cpu"));
+  }
+  if (index < 0 || index >= count) {
+    return absl::UnavailableError(
+        absl::StrCat("cuda:", index, ": this machine has cuda:0 to cuda:", count - 1, " alone"));
+  }
+  return std::make_unique<cuda::CudaDevice>(index);
+}
+
+}  // namespace keyline

@@ -1,0 +1,77 @@
+// The CUDA side of Device, Stream and Event: what launchers of kernels and NCCL need of them.
+//
+// Private to kernels/cuda and runtime/transport/nccl_communicator.cc; all others see
+// kernels/device/device.h. One rank uses one device from one thread; several ranks of a process may
+// use one GPU, each through a CudaDevice of its own.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <string>
+
+#include "kernels/device/device.h"
+
+namespace keyline::cuda {
+
+// Makes `index` the calling thread's current device, and the one before again at the end.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int index);
+  ~CurrentDevice();
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int previous_ = 0;
+};
+
+class CudaStream final : public Stream {
+ public:
+  CudaStream(Device& device, int index);
+  ~CudaStream() override;
+  void CopyAsync(void* to, const void* from, size_t bytes) override;
+  void ZeroAsync(void* to, size_t bytes) override;
+  void Synchronize() override;
+
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class CudaEvent final : public Event {
+ public:
+  explicit CudaEvent(int index);
+  ~CudaEvent() override;
+  void Record(Stream& stream) override;
+  void BlockStream(Stream& stream) override;
+  void Synchronize() override;
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+class CudaDevice final : public Device {
+ public:
+  // REQUIRES: the machine has a device `index`.
+  explicit CudaDevice(int index);
+  absl::StatusOr<void*> Allocate(size_t bytes) override;
+  void Free(void* memory) override;
+  std::unique_ptr<Stream> NewStream() override;
+  std::unique_ptr<Event> NewEvent() override;
+  DeviceMemory memory() const override;
+  std::string description() const override;
+  // The weights' own format where it is a float, bfloat16 for packed ones.
+  DType ActivationType(DType weights) const override;
+
+  int index() const { return index_; }
+
+ private:
+  const int index_;
+};
+
+// REQUIRES: a stream of a CudaDevice.
+inline cudaStream_t Native(Stream& stream) { return static_cast<CudaStream&>(stream).get(); }
+
+}  // namespace keyline::cuda
