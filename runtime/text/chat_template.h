@@ -2,6 +2,7 @@
 // own template. A model's Jinja is never executed.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,21 +21,24 @@ enum class ChatFormat { kChatMl, kLlama3, kGemma };
 // UNIMPLEMENTED, with what is supported, for a template of another kind; NOT_FOUND for "".
 absl::StatusOr<ChatFormat> RecognizeChatFormat(std::string_view jinja);
 
-// A rendered conversation as segments: markup (special tokens are parsed) and content (never
-// parsed: text that looks like a special token stays text).
+// A rendered conversation, without BOS, as segments: markup (one special token each) and text,
+// which is never parsed: content that looks like a special token stays text. Text of the
+// template and content that touch are one segment: tokens may span both, as in the model's
+// training.
 struct ChatSegment {
   std::string text;
   bool markup = false;
 };
 
-// The conversation, ending where the assistant's answer begins. `jinja` supplies the model's default
-// system message where it has one. INVALID_ARGUMENT for unknown roles, an empty conversation, or
-// roles in an order that the format cannot write.
+// The conversation, ending where the assistant's answer begins. `jinja` supplies the model's
+// default system message where it has one. INVALID_ARGUMENT for unknown roles, an empty
+// conversation, or roles in an order that the format cannot write.
 absl::StatusOr<std::vector<ChatSegment>> RenderChat(ChatFormat format, std::string_view jinja,
                                                     const std::vector<ChatMessage>& messages);
 
 class Tokenizer;
-// Recognise, render and encode in one go. BOS as the format demands, once.
+// Recognise, render and encode in one go. BOS as the format demands, once. FAILED_PRECONDITION
+// where the vocabulary lacks a token of the format.
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const Tokenizer& tokenizer,
                                                 const std::vector<ChatMessage>& messages);
 

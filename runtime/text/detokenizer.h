@@ -1,5 +1,5 @@
 // Detokenizer: a stream of tokens becomes a stream of whole UTF-8. Bytes of an unfinished character
-// are held back until it is complete.
+// are held back until it is complete. One per stream; for one thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,11 @@ namespace keyline {
 
 class Detokenizer {
  public:
-  explicit Detokenizer(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
-  // Text that this token completes; may be empty.
+  // `at_start`: false where the tokens continue a text, so that a leading space stays one.
+  explicit Detokenizer(const Tokenizer& tokenizer, bool at_start = true)
+      : tokenizer_(&tokenizer), at_start_(at_start) {}
+  // Text that this token completes; may be empty. Bytes that are no UTF-8 become U+FFFD. Special
+  // tokens have no text.
   std::string Push(int32_t id);
   // What is held back, invalid bytes as U+FFFD; the stream is at its end.
   std::string Flush();
@@ -20,7 +23,7 @@ class Detokenizer {
  private:
   const Tokenizer* tokenizer_;
   std::string pending_;
-  bool at_start_ = true;
+  bool at_start_;
 };
 
 }  // namespace keyline
