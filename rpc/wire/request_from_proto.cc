@@ -119,12 +119,11 @@ absl::Status TakeResponse(const v1::ResponseOptions& from, const RequestRules& r
   return check.status();
 }
 
-// The tokenizer's own complaints, under the field's name.
+// What the tokenizer or the chat template refuse, under the field's name: it is the prompt that does
+// not suit the model.
 absl::Status UnderField(const std::string& field, const absl::Status& status) {
-  if (status.code() == absl::StatusCode::kInvalidArgument) {
-    return FieldError(field, std::string(status.message()));
-  }
-  return status;
+  if (absl::IsInternal(status)) return status;
+  return FieldError(field, std::string(status.message()));
 }
 
 absl::Status CheckTextBytes(const std::string& field, int64_t bytes, const RequestRules& rules) {
