@@ -13,10 +13,10 @@
 
 namespace keyline {
 
-constexpr int kLanes = 16;       // outputs of one tile of weights
-constexpr int kMaxTileRows = 8;  // rows of activations that one tile kernel takes at most
+constexpr int kLanes = 16;          // outputs of one tile of weights
+constexpr int kMaxTileRows = 8;     // rows of activations that one tile kernel takes at most
+constexpr int kMaxTileColumns = 3;  // tiles of weights that one tile kernel takes at most
 constexpr int kProbeChains = 12;
-constexpr int kMaxTileColumns = 4;  // tiles of weights that one tile kernel takes at most
 
 // How rows of activations are laid out for tile kernels.
 enum class RowFormat : uint8_t {
@@ -42,11 +42,11 @@ using TileKernel = void (*)(const TileArgs&);
 
 struct TileKernels {
   RowFormat row_format = RowFormat::kF32;
-  // By rows and tiles; null where the registers would not suffice. columns[r]: the most tiles for r
-  // rows, never more than for fewer rows.
+  // The block that keeps most of the arithmetic in registers; kernel[r][t] is there for r <= rows
+  // and t <= columns.
+  int rows = 0;
+  int columns = 0;
   TileKernel kernel[kMaxTileRows + 1][kMaxTileColumns + 1] = {};
-  int rows = 0;  // best block of rows
-  int columns[kMaxTileRows + 1] = {};
 };
 
 // What becomes of a finished row of sums: out = sums + bias; out += sums + bias; or, gated,

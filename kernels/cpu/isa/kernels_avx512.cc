@@ -10,9 +10,8 @@ using L = Avx512Lanes;
 extern const KernelSet kAvx512Kernels = {
     .name = "avx512",
     .title = "AVX-512",
-    .f32 = MakeTileKernels<L, F32Product<L>, 4, 4, 4, 4, 4, 4, 3, 3>(RowFormat::kF32),
-    .bf16 =
-        MakeTileKernels<L, WidenedBF16Product<L>, 4, 4, 4, 4, 4, 3, 3, 2>(RowFormat::kF32Rounded),
+    .f32 = MakeTileKernels<L, F32Product<L>, 8, 3>(RowFormat::kF32),
+    .bf16 = MakeTileKernels<L, WidenedBF16Product<L>, 8, 2>(RowFormat::kF32Rounded),
     .prepare_row = PrepareRow<L>,
     .finish_row = FinishRow<L>,
     .max_finite = MaxFinite<L>,

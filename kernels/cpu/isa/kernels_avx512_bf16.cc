@@ -29,8 +29,8 @@ struct NativeBF16Product {
 extern const KernelSet kAvx512BF16Kernels = {
     .name = "avx512_bf16",
     .title = "AVX-512 BF16",
-    .f32 = MakeTileKernels<L, F32Product<L>, 4, 4, 4, 4, 4, 4, 3, 3>(RowFormat::kF32),
-    .bf16 = MakeTileKernels<L, NativeBF16Product, 4, 4, 4, 4, 4, 4, 3, 3>(RowFormat::kBF16Pairs),
+    .f32 = MakeTileKernels<L, F32Product<L>, 8, 3>(RowFormat::kF32),
+    .bf16 = MakeTileKernels<L, NativeBF16Product, 8, 3>(RowFormat::kBF16Pairs),
     .prepare_row = PrepareRow<L>,
     .finish_row = FinishRow<L>,
     .max_finite = MaxFinite<L>,

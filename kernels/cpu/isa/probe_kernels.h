@@ -15,7 +15,7 @@ float ReadBlocks(const std::byte* from, int64_t n) {
   for (int64_t i = 0; i + 4 <= n; i += 4, p += 4 * kLanes) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      __builtin_prefetch(p + (j + 16) * kLanes);
+      __builtin_prefetch(p + (j + 64) * kLanes);
       sum[j] = L::Add(sum[j], L::Load(p + j * kLanes));
     }
   }

@@ -11,8 +11,10 @@ namespace keyline {
 namespace {
 
 constexpr int64_t kStepBytes = 64;
-// How far ahead of the loads weights are asked for: about the latency of memory at full rate.
-constexpr int64_t kPrefetchSteps = 16;
+// How many steps ahead of the loads weights are asked for. A single tile comes from memory, at the
+// rate of one stream; several are a block that lies in the cache and meets many rows.
+template <int kColumns>
+constexpr int64_t kPrefetchSteps = kColumns == 1 ? 64 : 16;
 
 // float32 weights: one k a step.
 template <class L>
@@ -62,10 +64,11 @@ void MultiplyTile(const TileArgs& args) {
   const std::byte* a = args.a;
   const std::byte* w = args.w;
   // The last steps ask for the weights that the next block starts with.
-  const int64_t own = args.steps > kPrefetchSteps ? args.steps - kPrefetchSteps : 0;
+  constexpr int64_t kAhead = kPrefetchSteps<kColumns>;
+  const int64_t own = args.steps > kAhead ? args.steps - kAhead : 0;
   for (int part = 0; part < 2; ++part) {
     const int64_t steps = part == 0 ? own : args.steps - own;
-    const int64_t ahead = kPrefetchSteps * kStepBytes + (part == 0 ? 0 : args.next_offset);
+    const int64_t ahead = kAhead * kStepBytes + (part == 0 ? 0 : args.next_offset);
     for (int64_t step = 0; step < steps; ++step) {
       typename Product::W weights[kColumns];
 #pragma GCC unroll 8
@@ -100,22 +103,20 @@ constexpr void AddTileKernels(TileKernels& kernels) {
   if constexpr (kColumns > 1) AddTileKernels<L, Product, kRows, kColumns - 1>(kernels);
 }
 
-template <class L, class Product, int kRows, int kColumns, int... kMoreColumns>
+template <class L, class Product, int kRows, int kColumns>
 constexpr void AddRows(TileKernels& kernels) {
-  kernels.rows = kRows;
-  kernels.columns[kRows] = kColumns;
   AddTileKernels<L, Product, kRows, kColumns>(kernels);
-  if constexpr (sizeof...(kMoreColumns) > 0) {
-    AddRows<L, Product, kRows + 1, kMoreColumns...>(kernels);
-  }
+  if constexpr (kRows > 1) AddRows<L, Product, kRows - 1, kColumns>(kernels);
 }
 
-// Tile kernels for 1, 2, ... rows with up to as many columns as given for each.
-template <class L, class Product, int... kColumns>
+// Tile kernels for blocks of up to kRows rows and kColumns tiles.
+template <class L, class Product, int kRows, int kColumns>
 constexpr TileKernels MakeTileKernels(RowFormat format) {
   TileKernels kernels;
   kernels.row_format = format;
-  AddRows<L, Product, 1, kColumns...>(kernels);
+  kernels.rows = kRows;
+  kernels.columns = kColumns;
+  AddRows<L, Product, kRows, kColumns>(kernels);
   return kernels;
 }
 

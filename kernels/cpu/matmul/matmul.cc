@@ -150,7 +150,9 @@ void Multiply(CpuStream& s, TensorView out, TensorView in, const RmsNorm* norm, 
   p.weight = w;
   p.finish = finish;
   p.gated = finish != Finish::kStore && finish != Finish::kAdd;
-  p.columns = p.tiles->columns[std::min<int64_t>(p.tiles->rows, in.rows())];
+  // Few rows: weights are read once, from memory, which is fastest in one stream. Many: a panel of
+  // weights stays in the cache while all rows pass.
+  p.columns = in.rows() <= p.tiles->rows ? 1 : p.tiles->columns;
   p.panels = (TilesOf(out.cols()) + p.columns - 1) / p.columns;
   p.chunks = (in.rows() + kChunkRows - 1) / kChunkRows;
   s.pool().ParallelFor(p.panels * p.chunks, [&](int64_t begin, int64_t end) {
