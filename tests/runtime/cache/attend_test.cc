@@ -1,0 +1,189 @@
+// KvCache::Attend against the oracle in double, for shapes, formats, windows and soft caps.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "runtime/cache/cache_registry.h"
+#include "runtime/cache/chunk_plan.h"
+#include "tests/runtime/cache/cache_driver.h"
+
+namespace keyline {
+namespace {
+
+// Largest difference, relative to the typical size of a value.
+double Difference(const std::vector<float>& got, const std::vector<double>& want) {
+  EXPECT_EQ(got.size(), want.size());
+  double worst = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double difference = std::fabs(got[i] - want[i]);
+    worst = std::isnan(difference) ? HUGE_VAL : std::max(worst, difference);
+  }
+  return worst;
+}
+
+// Feeds `chunks` to a lane and to the oracle and compares outputs and slots after each.
+void ExpectEqualsOracle(CacheDriver& driver, const std::string& storage, const KvCacheShape& shape,
+                        const LanePolicy& policy, const std::vector<int>& chunks, uint64_t stream) {
+  reference::KvLaneReference oracle(ReferenceSpec(storage, shape, driver.spec(), policy));
+  driver.Open(0, policy);
+  int position = 0;
+  for (int n : chunks) {
+    const std::vector<float> got = driver.Run(Feed{.lane = 0, .tokens = n, .stream = stream});
+    const std::vector<double> want = RunReference(oracle, driver.spec(), stream, position, n);
+    ASSERT_LT(Difference(got, want), 2e-5) << "chunk of " << n << " at " << position;
+    const std::vector<std::vector<int32_t>> slots =
+        driver.cache().SlotPositions(driver.stream(), 0);
+    for (size_t h = 0; h < slots.size(); ++h) {
+      ASSERT_EQ(slots[h], oracle.slot_pos()[h]) << "head " << h << ", chunk at " << position;
+    }
+    position += n;
+  }
+}
+
+struct Shape {
+  int heads, kv_heads, head_dim;
+};
+
+class AttendShapes
+    : public testing::TestWithParam<std::tuple<Shape, std::string, DType, std::string>> {};
+
+TEST_P(AttendShapes, EqualsOracle) {
+  const auto& [heads, storage, plain, isa] = GetParam();
+  const auto device = OpenTestDevice(2, isa);
+  const AttentionSpec spec = PlainSpec(heads.heads, heads.kv_heads, heads.head_dim);
+  const KvCacheShape shape{.lanes = 1,
+                           .kv_heads = heads.kv_heads,
+                           .head_dim = heads.head_dim,
+                           .length = 70,
+                           .max_tokens = 80,
+                           .plain = plain};
+  CacheConfig config;
+  config.storage = storage;
+  config.policy.policy = "last_recent";
+  config.policy.sinks = 3;
+  if ((storage == "int4" || storage == "k8v4") && heads.head_dim % 16 != 0) {
+    GTEST_SKIP() << "4-bit storage needs a head size that is a multiple of 16";
+  }
+  CacheDriver driver(*device, config, shape, spec);
+  ExpectEqualsOracle(driver, storage, shape, config.policy, {70, 1, 19, 1, 1}, 7);
+  ExpectEqualsOracle(driver, storage, shape, config.policy, {1, 2, 40, 13}, 8);
+}
+
+const Shape kShapes[] = {{2, 2, 16},  {3, 1, 32},  {6, 2, 64},  {4, 4, 80},  {4, 1, 96},
+                         {8, 2, 128}, {3, 3, 256}, {50, 1, 16}, {14, 2, 24}, {2, 1, 48}};
+
+INSTANTIATE_TEST_SUITE_P(Formats, AttendShapes,
+                         testing::Combine(testing::ValuesIn(kShapes),
+                                          testing::Values("plain", "int8", "int4", "k8v4"),
+                                          testing::Values(DType::kF32), testing::Values("")));
+INSTANTIATE_TEST_SUITE_P(Plain, AttendShapes,
+                         testing::Combine(testing::ValuesIn(kShapes), testing::Values("plain"),
+                                          testing::Values(DType::kBF16, DType::kF16),
+                                          testing::Values("")));
+INSTANTIATE_TEST_SUITE_P(InstructionSets, AttendShapes,
+                         testing::Combine(testing::Values(Shape{6, 2, 64}, Shape{4, 1, 80}),
+                                          testing::Values("plain", "k8v4"),
+                                          testing::Values(DType::kF32, DType::kF16),
+                                          testing::Values("avx512", "avx2", "scalar")));
+
+struct Masks {
+  int window;
+  float softcap;
+};
+
+class AttendMasks : public testing::TestWithParam<std::tuple<Masks, std::string>> {};
+
+// Long enough for several segments, with slots out of order.
+TEST_P(AttendMasks, EqualsOracle) {
+  const auto& [masks, policy] = GetParam();
+  const auto device = OpenTestDevice();
+  AttentionSpec spec = PlainSpec(3, 1, 16);
+  spec.window = masks.window;
+  spec.softcap = masks.softcap;
+  const KvCacheShape shape{
+      .lanes = 1, .kv_heads = 1, .head_dim = 16, .length = 600, .max_tokens = 700};
+  CacheConfig config;
+  config.policy.policy = policy;
+  CacheDriver driver(*device, config, shape, spec);
+  ExpectEqualsOracle(driver, "plain", shape, config.policy, {600, 1, 70, 1, 1}, 3);
+  ExpectEqualsOracle(driver, "plain", shape, config.policy, {300, 17, 1}, 4);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, AttendMasks,
+                         testing::Combine(testing::Values(Masks{0, 0}, Masks{1, 0}, Masks{65, 0},
+                                                          Masks{300, 0}, Masks{0, 1.5f},
+                                                          Masks{90, 30.0f}),
+                                          testing::Values("last_recent", "h2o")));
+
+struct PolicyCase {
+  std::string storage;
+  LanePolicy policy;
+};
+
+void PrintTo(const PolicyCase& c, std::ostream* out) {
+  *out << c.policy.policy << " " << c.storage << " sinks " << c.policy.sinks.value_or(-1)
+       << " grace " << c.policy.grace << " fraction " << c.policy.keep_initial_fraction
+       << (c.policy.normalize_scores ? " normalised" : "") << " protect " << c.policy.protect_begin
+       << ":" << c.policy.protect_end;
+}
+
+class AttendPolicies : public testing::TestWithParam<PolicyCase> {};
+
+// Outputs and slots of every policy with its parameters, over prefill, chunks and single steps.
+TEST_P(AttendPolicies, EqualsOracle) {
+  const PolicyCase& c = GetParam();
+  const auto device = OpenTestDevice();
+  const AttentionSpec spec = PlainSpec(4, 2, 32);
+  const KvCacheShape shape{
+      .lanes = 1, .kv_heads = 2, .head_dim = 32, .length = 40, .max_tokens = 64};
+  CacheConfig config;
+  config.policy = c.policy;
+  config.storage = c.storage;
+  CacheDriver driver(*device, config, shape, spec);
+  const bool evicts = c.policy.policy != "dense";
+  for (const auto& [tokens, chunk, tail] : {std::tuple{26, 7, 12}, {40, 9, 0}, {120, 9, 15}}) {
+    if (!evicts && tokens + tail > 40) continue;
+    std::vector<int> chunks = PlanChunks({40}, tokens, chunk);
+    chunks.insert(chunks.end(), tail, 1);
+    ExpectEqualsOracle(driver, c.storage, shape, c.policy, chunks, 100 + tokens);
+  }
+}
+
+std::vector<PolicyCase> PolicyCases() {
+  std::vector<PolicyCase> cases;
+  for (const std::string& storage : CacheStorageNames()) {
+    for (const std::string& name : CachePolicyNames()) {
+      LanePolicy policy;
+      policy.policy = name;
+      if (name[0] == 'q' && storage == "plain") continue;
+      cases.push_back({storage, policy});
+      if (name == "protected_last_recent") {
+        policy.protect_begin = 5;
+        policy.protect_end = 30;
+        cases.push_back({storage, policy});
+        policy.sinks = 2;
+        cases.push_back({storage, policy});
+        policy.sinks = 7;
+        policy.max_protected_fraction = 0.3;
+        cases.push_back({storage, policy});
+      }
+      if (name.find("h2o") == std::string::npos) continue;
+      policy.grace = 11;
+      cases.push_back({storage, policy});
+      policy.normalize_scores = true;
+      cases.push_back({storage, policy});
+      policy.sinks = 4;
+      policy.grace = 5;
+      cases.push_back({storage, policy});
+      policy.keep_initial_fraction = 0.4;
+      policy.normalize_scores = false;
+      cases.push_back({storage, policy});
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, AttendPolicies, testing::ValuesIn(PolicyCases()));
+
+}  // namespace
+}  // namespace keyline

@@ -1,0 +1,66 @@
+// CacheDriver: feeds a KvCache with made-up q, k and v, chunk by chunk, and remembers where each
+// lane is. The vectors of a token depend on (stream, position) alone, so the same stream can be fed
+// to another lane, in other company, or to the oracle.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/cache/kv_cache.h"
+#include "tests/reference/kv_lane_reference.h"
+
+namespace keyline {
+
+// Opens the CPU; aborts the test program if there is none.
+std::unique_ptr<Device> OpenTestDevice(int threads = 2, const std::string& isa = "");
+
+// q, k and v of one token, one behind the other.
+std::vector<float> TokenVectors(const AttentionSpec& spec, uint64_t stream, int position);
+
+// One chunk, or a piece of the first one, of a pass.
+struct Feed {
+  int lane = 0;
+  int tokens = 0;
+  uint64_t stream = 0;
+  int chunk_tokens = 0;  // of the first chunk, where this is a piece of it; 0: a chunk by itself
+};
+
+class CacheDriver {
+ public:
+  CacheDriver(Device& device, const CacheConfig& config, const KvCacheShape& shape,
+              const AttentionSpec& spec);
+
+  void Open(int lane, const LanePolicy& policy, int layer = 0);
+  // One pass; the attention output of each feed, [tokens * heads * head_dim].
+  std::vector<std::vector<float>> Run(const std::vector<Feed>& feeds);
+  // The same for one feed.
+  std::vector<float> Run(const Feed& feed) { return Run(std::vector<Feed>{feed})[0]; }
+  // Tells where a lane is, after a restore.
+  void SetPosition(int lane, int position) { positions_[lane] = position; }
+
+  KvCache& cache() { return *cache_; }
+  Stream& stream() { return *stream_; }
+  const AttentionSpec& spec() const { return spec_; }
+
+ private:
+  Device& device_;
+  KvCacheShape shape_;
+  AttentionSpec spec_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<KvCache> cache_;
+  std::vector<int> positions_;
+};
+
+// The oracle of a lane with these rules.
+reference::KvLaneSpec ReferenceSpec(const std::string& storage, const KvCacheShape& shape,
+                                    const AttentionSpec& spec, const LanePolicy& policy);
+// Feeds it; the output as the driver's Run gives it.
+std::vector<double> RunReference(reference::KvLaneReference& lane, const AttentionSpec& spec,
+                                 uint64_t stream, int position, int tokens);
+
+// Attention of this shape, without norms and RoPE.
+AttentionSpec PlainSpec(int heads, int kv_heads, int head_dim);
+
+}  // namespace keyline
