@@ -140,42 +140,67 @@ TEST_P(MatMulTest, GatedProductMatchesTheOracle) {
   }
 }
 
-// All products of `rows` rows of the same input, on `threads` threads: first row, then row by row.
-std::vector<float> AllProducts(const DeviceUnderTest& device, DType dtype, int threads,
-                               int64_t rows, int64_t first, int64_t outputs, int64_t inputs) {
-  const auto all = RandomFloats(64 * inputs, 12);
-  const std::vector<float> in(all.begin() + first * inputs, all.begin() + (first + rows) * inputs);
-  Workbench bench(device.Open(threads));
-  const Weight w = bench.Pack(dtype, outputs, inputs, RandomFloats(outputs * inputs, 13));
-  const Weight gated =
-      bench.Pack(dtype, 2 * outputs, inputs, RandomFloats(2 * outputs * inputs, 14));
-  const RmsNorm norm = {bench.Array(RandomFloats(inputs, 15)), 1e-5f};
-  const TensorView x = bench.Floats(rows, inputs, in);
-  const TensorView out = bench.Floats(rows, 4 * outputs);
-  ops::MatMul(bench.stream(), out.Columns(0, outputs), x, w);
-  ops::MatMulAdd(bench.stream(), out.Columns(outputs, outputs), x, w);
-  ops::NormMatMul(bench.stream(), out.Columns(2 * outputs, outputs), x, norm, w);
-  ops::NormGatedMatMul(bench.stream(), out.Columns(3 * outputs, outputs), x, norm, gated,
-                       Activation::kSilu);
-  return bench.Read(out);
-}
+// The four products with the same weights, of any rows of the same input.
+class AllProducts {
+ public:
+  AllProducts(const DeviceUnderTest& device, DType dtype, int threads, int64_t inputs)
+      : bench_(device.Open(threads)),
+        in_(bench_.Floats(kRows, inputs, RandomFloats(kRows * inputs, 12))),
+        w_(bench_.Pack(dtype, kOutputs, inputs, RandomFloats(kOutputs * inputs, 13))),
+        gated_(bench_.Pack(dtype, 2 * kOutputs, inputs, RandomFloats(2 * kOutputs * inputs, 14))),
+        norm_({bench_.Array(RandomFloats(inputs, 15)), 1e-5f}),
+        out_(bench_.Floats(kRows, 4 * kOutputs)) {}
+
+  std::vector<float> OfRows(int64_t first, int64_t count) {
+    Stream& s = bench_.stream();
+    const TensorView in = in_.Rows(first, count);
+    const TensorView out = out_.Rows(first, count);
+    s.ZeroAsync(out.data, out.bytes());
+    ops::MatMul(s, out.Columns(0, kOutputs), in, w_);
+    ops::MatMulAdd(s, out.Columns(kOutputs, kOutputs), in, w_);
+    ops::NormMatMul(s, out.Columns(2 * kOutputs, kOutputs), in, norm_, w_);
+    ops::NormGatedMatMul(s, out.Columns(3 * kOutputs, kOutputs), in, norm_, gated_,
+                         Activation::kSilu);
+    return bench_.Read(out);
+  }
+
+  static constexpr int64_t kRows = 67;  // more than a chunk
+  static constexpr int64_t kOutputs = 70;
+
+ private:
+  Workbench bench_;
+  TensorView in_;
+  Weight w_;
+  Weight gated_;
+  RmsNorm norm_;
+  TensorView out_;
+};
 
 TEST_P(MatMulTest, RowsDoNotDependOnTheBatchOrTheThreads) {
-  const int64_t outputs = 150;
   for (const int64_t inputs : {31, 1100}) {  // within a block of the cache, and beyond
+    AllProducts one_thread(device(), dtype(), 1, inputs);
     std::vector<float> alone;
-    for (int64_t row = 0; row < 64; ++row) {
-      const auto one = AllProducts(device(), dtype(), 1, 1, row, outputs, inputs);
+    for (int64_t row = 0; row < AllProducts::kRows; ++row) {
+      const auto one = one_thread.OfRows(row, 1);
       alone.insert(alone.end(), one.begin(), one.end());
     }
-    for (const int64_t rows : {2, 3, 4, 5, 6, 7, 8, 9, 37, 64}) {
-      for (const int threads : {1, 2, 3}) {
-        const auto together = AllProducts(device(), dtype(), threads, rows, 0, outputs, inputs);
-        const std::vector<float> expected(alone.begin(), alone.begin() + rows * 4 * outputs);
-        ASSERT_EQ(together, expected) << rows << " rows, " << threads << " threads";
+    for (const int threads : {1, 2, 3}) {
+      AllProducts products(device(), dtype(), threads, inputs);
+      for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 37, 67}) {
+        const std::vector<float> expected(alone.begin(),
+                                          alone.begin() + rows * 4 * AllProducts::kOutputs);
+        ASSERT_EQ(products.OfRows(0, rows), expected) << rows << " rows, " << threads << " threads";
       }
     }
   }
+}
+
+// The same bits on every machine; only native products of bf16 round in their own way.
+TEST_P(MatMulTest, InstructionSetsAgreeToTheBit) {
+  if (device().isa == "avx512_bf16" && dtype() == DType::kBF16) GTEST_SKIP();
+  const DeviceUnderTest scalar = {"cpu_scalar", "scalar"};
+  EXPECT_EQ(AllProducts(device(), dtype(), 1, 31).OfRows(0, 9),
+            AllProducts(scalar, dtype(), 1, 31).OfRows(0, 9));
 }
 
 TEST_P(MatMulTest, NotANumberStaysInItsRow) {
