@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
 #include "runtime/cache/cache_registry.h"
-#include "runtime/config/deployment.h"
 
 namespace keyline {
 
@@ -79,6 +78,10 @@ void AddCacheOptions(CLI::App& app, LaunchOptions& o) {
   AddOption(app, "--kv-max-chunk", o.kv.max_chunk, "lowers --kv-chunk; 0: no limit")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
+  AddOption(app, "--kv-enabled", o.kv_enabled,
+            "policies that requests may ask for besides --kv-policy, separated by commas")
+      ->delimiter(',')
+      ->check(CLI::IsMember(CachePolicyNames()));
   AddOption(app, "--kv-protect", o.kv_protect, "A:B, prompt tokens that are never evicted");
   AddOption(app, "--kv-max-protected-fraction", o.kv.max_protected_fraction,
             "largest share of the cache that may be protected")

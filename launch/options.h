@@ -28,13 +28,18 @@ struct LaunchOptions {
   bool deterministic = false;
 
   std::string kv_storage = "plain";
-  std::vector<int> kv_cache_length;  // empty: the command's default
-  LanePolicy kv;                     // everything else about the policy
-  std::string kv_protect;            // "A:B"
+  std::vector<int> kv_cache_length;     // empty: the command's default
+  LanePolicy kv;                        // everything else about the policy
+  std::string kv_protect;               // "A:B"
+  std::vector<std::string> kv_enabled;  // policies that requests may ask for besides
 
   // serve
   std::string address = "127.0.0.1:50051";
   bool insecure = false;
+  std::string tls_certificate;
+  std::string tls_key;
+  std::string tls_client_ca;
+  std::string token_file;
   int max_queued_requests = 256;
   int64_t max_queued_tokens = 1 << 20;
   double drain_seconds = 30;

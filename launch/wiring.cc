@@ -108,6 +108,8 @@ absl::StatusOr<PipelineSpec> MakeSpec(const LaunchOptions& options, const Opened
   LanePolicy& policy = spec.cache.policy;
   policy = options.kv;
   RETURN_IF_ERROR(ParseProtect(options.kv_protect, policy));
+  spec.cache.enabled = options.kv_enabled;
+  if (!spec.cache.enabled.empty()) spec.cache.enabled.push_back(policy.policy);
   policy.cache_length = options.kv_cache_length;
   if (policy.cache_length.empty()) {
     policy.cache_length = {needs.cache_length > 0 ? needs.cache_length : spec.max_positions};

@@ -108,6 +108,10 @@ absl::Status Lead(const LaunchOptions& options, const OpenedModel& opened, Coord
   ServeOptions serve_options;
   serve_options.address = options.address;
   serve_options.insecure = options.insecure;
+  serve_options.certificate_file = options.tls_certificate;
+  serve_options.key_file = options.tls_key;
+  serve_options.client_ca_file = options.tls_client_ca;
+  serve_options.token_file = options.token_file;
   absl::StatusOr<std::unique_ptr<Server>> server =
       Server::Start(serve_options, facts, opened.tokenizer.get(), engine);
   if (!server.ok()) {
@@ -155,6 +159,11 @@ void AddServe(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddOption(sub, "--address", options.address, "host:port that rank 0 listens on; port 0: any")
       ->capture_default_str();
   AddFlag(sub, "--insecure", options.insecure, "allow an address other than loopback without TLS");
+  AddOption(sub, "--tls-certificate", options.tls_certificate, "PEM file; with --tls-key");
+  AddOption(sub, "--tls-key", options.tls_key, "PEM file of the certificate's key");
+  AddOption(sub, "--tls-client-ca", options.tls_client_ca,
+            "PEM file: clients must show a certificate of this authority");
+  AddOption(sub, "--token-file", options.token_file, "bearer tokens, one a line; needs TLS");
   AddOption(sub, "--max-queued-requests", options.max_queued_requests,
             "requests that may wait for a lane")
       ->check(CLI::Range(0, 1 << 20))

@@ -1,0 +1,222 @@
+// keyline client: a gRPC client of a running server.
+
+#include <google/protobuf/util/json_util.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "kernels/device/status_macros.h"
+#include "launch/commands/commands.h"
+#include "launch/input_text.h"
+#include "launch/placement_report.h"
+#include "rpc/client/client.h"
+
+namespace keyline {
+namespace {
+
+struct Arguments {
+  std::string what;
+  std::string server = "127.0.0.1:50051";
+  ClientOptions connection;
+  double timeout_seconds = 0;
+  double wait_seconds = 30;
+  std::string prompt;
+  std::string prompt_file;
+  bool chat = false;
+  std::string system;
+  bool special = false;
+  unsigned max_new_tokens = 256;
+  float temperature = 0;
+  unsigned top_k = 0;
+  float top_p = 1;
+  float min_p = 0;
+  uint64_t seed = 0;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+  bool json = false;
+};
+
+absl::Status FillPrompt(const Arguments& args, v1::Prompt& prompt) {
+  if (args.prompt.empty() == args.prompt_file.empty()) {
+    return absl::InvalidArgumentError("give either --prompt or --prompt-file");
+  }
+  std::string text = args.prompt;
+  if (!args.prompt_file.empty()) {
+    ASSIGN_OR_RETURN(text, ReadTextFile(args.prompt_file));
+  }
+  if (!args.chat) {
+    prompt.set_text(std::move(text));
+    if (args.special) prompt.set_parse_special(true);
+    return absl::OkStatus();
+  }
+  const auto say = [&](const char* role, const std::string& content) {
+    v1::ChatMessage& message = *prompt.mutable_chat()->add_messages();
+    message.set_role(role);
+    message.set_content(content);
+  };
+  if (!args.system.empty()) say("system", args.system);
+  say("user", text);
+  return absl::OkStatus();
+}
+
+std::string AsJson(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  options.always_print_primitive_fields = true;
+  std::string json;
+  const auto status = google::protobuf::util::MessageToJsonString(message, &json, options);
+  return status.ok() ? json : "{}";
+}
+
+absl::Status Generate(Client& client, const Arguments& args, const CallOptions& call) {
+  v1::GenerateRequest request;
+  RETURN_IF_ERROR(FillPrompt(args, *request.mutable_prompt()));
+  request.mutable_sampling()->set_temperature(args.temperature);
+  request.mutable_sampling()->set_top_k(args.top_k);
+  request.mutable_sampling()->set_top_p(args.top_p);
+  request.mutable_sampling()->set_min_p(args.min_p);
+  request.mutable_sampling()->set_seed(args.seed);
+  request.mutable_stopping()->set_max_new_tokens(args.max_new_tokens);
+  request.mutable_stopping()->set_ignore_eos(args.ignore_eos);
+  for (const std::string& stop : args.stop) request.mutable_stopping()->add_stop_strings(stop);
+  request.mutable_response()->set_cache_report(true);
+  if (args.json) {
+    ASSIGN_OR_RETURN(const v1::GenerateResponse response, client.Generate(request, call));
+    std::printf("%s\n", AsJson(response).c_str());
+    return absl::OkStatus();
+  }
+  v1::Finish finish;
+  RETURN_IF_ERROR(client.GenerateStream(
+      request,
+      [&](const v1::GenerateEvent& event) {
+        if (event.has_delta()) {
+          std::fwrite(event.delta().text().data(), 1, event.delta().text().size(), stdout);
+          std::fflush(stdout);
+        }
+        if (event.has_finish()) finish = event.finish();
+        return true;
+      },
+      call));
+  const auto seconds = [](const google::protobuf::Duration& d) {
+    return static_cast<double>(d.seconds()) + d.nanos() * 1e-9;
+  };
+  const double first = seconds(finish.timings().first_token());
+  const double rest = seconds(finish.timings().total()) - first;
+  std::printf("\n");
+  std::fprintf(stderr, "\n%u prompt tokens, %u new tokens, first after %.3f s, then %.1f tok/s\n",
+               finish.usage().prompt_tokens(), finish.usage().new_tokens(), first,
+               finish.usage().new_tokens() > 1 ? (finish.usage().new_tokens() - 1) / rest : 0.0);
+  return absl::OkStatus();
+}
+
+absl::Status Score(Client& client, const Arguments& args, const CallOptions& call) {
+  v1::ScoreRequest request;
+  RETURN_IF_ERROR(FillPrompt(args, *request.mutable_prompt()));
+  ASSIGN_OR_RETURN(const v1::ScoreResponse response, client.Score(request, call));
+  if (args.json) {
+    std::printf("%s\n", AsJson(response).c_str());
+    return absl::OkStatus();
+  }
+  double sum = 0;
+  for (float logprob : response.logprobs()) sum -= logprob;
+  std::printf("%d tokens scored, mean NLL %.5f\n", response.logprobs_size(),
+              response.logprobs_size() == 0 ? 0 : sum / response.logprobs_size());
+  return absl::OkStatus();
+}
+
+absl::Status ShowPlacement(Client& client, const Arguments& args, const CallOptions& call) {
+  ASSIGN_OR_RETURN(const v1::GetPlacementResponse placement, client.GetPlacement(call));
+  if (args.json) {
+    std::printf("%s\n", AsJson(placement).c_str());
+    return absl::OkStatus();
+  }
+  std::printf(
+      "rank  host             device   layers                weights     kv          "
+      "workspace\n");
+  for (const v1::Stage& stage : placement.stages()) {
+    const std::string layers =
+        absl::StrCat(stage.has_embedding() ? "embedding+" : "", stage.first_layer(), "-",
+                     stage.first_layer() + stage.layers() - 1, stage.has_head() ? "+head" : "");
+    std::printf("%-5u %-16s %-8s %-21s %-11s %-11s %s\n", stage.rank(), stage.host().c_str(),
+                stage.device().c_str(), layers.c_str(),
+                HumanBytes(static_cast<double>(stage.weight_bytes())).c_str(),
+                HumanBytes(static_cast<double>(stage.kv_bytes())).c_str(),
+                HumanBytes(static_cast<double>(stage.workspace_bytes())).c_str());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ShowStats(Client& client, const CallOptions& call) {
+  ASSIGN_OR_RETURN(const v1::GetServerInfoResponse server, client.GetServerInfo(call));
+  ASSIGN_OR_RETURN(const v1::GetModelInfoResponse model, client.GetModelInfo(call));
+  ASSIGN_OR_RETURN(const v1::GetLoadResponse load, client.GetLoad(call));
+  std::printf("{\"server\":%s,\"model\":%s,\"load\":%s}\n", AsJson(server).c_str(),
+              AsJson(model).c_str(), AsJson(load).c_str());
+  return absl::OkStatus();
+}
+
+absl::Status RunClient(const Arguments& args) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Client> client,
+                   Client::Connect(args.server, args.connection));
+  CallOptions call;
+  if (args.timeout_seconds > 0) {
+    call.deadline = absl::Now() + absl::Seconds(args.timeout_seconds);
+  }
+  if (args.what == "health") {
+    RETURN_IF_ERROR(client->WaitUntilReady(absl::Now() + absl::Seconds(args.wait_seconds)));
+    std::printf("ready\n");
+    return absl::OkStatus();
+  }
+  if (args.what == "generate") return Generate(*client, args, call);
+  if (args.what == "score") return Score(*client, args, call);
+  if (args.what == "placement") return ShowPlacement(*client, args, call);
+  if (args.what == "stats") return ShowStats(*client, call);
+  ASSIGN_OR_RETURN(const v1::DrainResponse drained, client->Drain(call));
+  std::printf("draining: %u requests run, %u wait\n", drained.running(), drained.waiting());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
+  CLI::App& sub = *app.add_subcommand("client", "gRPC client of a running server");
+  auto args = std::make_shared<Arguments>();
+  sub.add_option("what", args->what, "generate, score, health, stats, placement or drain")
+      ->check(CLI::IsMember({"generate", "score", "health", "stats", "placement", "drain"}))
+      ->required();
+  AddOption(sub, "--server", args->server, "host:port")->capture_default_str();
+  AddOption(sub, "--server-ca", args->connection.server_ca_file,
+            "PEM file of the authority of the server's certificate; without it, no TLS");
+  AddOption(sub, "--certificate", args->connection.certificate_file, "this client's own, PEM");
+  AddOption(sub, "--key", args->connection.key_file, "its key, PEM");
+  AddOption(sub, "--token", args->connection.token, "bearer token; needs TLS");
+  AddOption(sub, "--timeout", args->timeout_seconds, "seconds for the call; 0: none")
+      ->check(CLI::NonNegativeNumber);
+  AddOption(sub, "--wait", args->wait_seconds, "health: seconds to wait for a ready server")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  AddOption(sub, "--prompt", args->prompt, "the text to continue, or to score");
+  AddOption(sub, "--prompt-file", args->prompt_file, "the same from a file");
+  AddFlag(sub, "--chat", args->chat, "the prompt is a user's message");
+  AddOption(sub, "--system", args->system, "with --chat: the system message");
+  AddFlag(sub, "--special", args->special, "special tokens written in the prompt are parsed");
+  AddOption(sub, "--max-new-tokens", args->max_new_tokens, "at most so many tokens")
+      ->capture_default_str();
+  AddOption(sub, "--temperature", args->temperature, "0: the likeliest token")
+      ->capture_default_str();
+  AddOption(sub, "--top-k", args->top_k, "only the k likeliest tokens; 0: all");
+  AddOption(sub, "--top-p", args->top_p, "only the likeliest that reach this probability");
+  AddOption(sub, "--min-p", args->min_p, "only those at least this likely, relatively");
+  AddOption(sub, "--seed", args->seed, "the same seed gives the same tokens");
+  AddOption(sub, "--stop", args->stop, "a string that ends the answer; may be repeated");
+  AddFlag(sub, "--ignore-eos", args->ignore_eos, "go on after end-of-text");
+  AddFlag(sub, "--json", args->json, "print JSON");
+  sub.callback([&chosen, args] { chosen = [args] { return RunClient(*args); }; });
+}
+
+}  // namespace keyline
