@@ -126,7 +126,7 @@ class Reader {
                           absl::StrCat(path_, ": normalizer_spec.", step.status().message()));
     }
     parts_.normalizer.Add(*std::move(step));
-    parts_.strips_leading_space = spec.add_dummy_prefix();
+    parts_.strips_leading_space = spec.add_dummy_prefix() || spec.remove_extra_whitespaces();
     return absl::OkStatus();
   }
 

@@ -1,7 +1,6 @@
 #include "runtime/text/prepare/normalizer.h"
 
 #include "runtime/text/prepare/nfc.h"
-#include "runtime/text/prepare/utf8.h"
 
 namespace keyline {
 namespace {
@@ -11,15 +10,11 @@ class Prepend : public NormalizerStep {
   Prepend(std::string prefix, PrependWhen when) : prefix_(std::move(prefix)), when_(when) {}
   void Apply(std::string& text, bool at_start) const override {
     if (when_ == PrependWhen::kAtStartUnlessPresent && !at_start) return;
-    if (when_ != PrependWhen::kAlways && BeginsAlready(text)) return;
+    if (when_ != PrependWhen::kAlways && text.compare(0, prefix_.size(), prefix_) == 0) return;
     text.insert(0, prefix_);
   }
 
  private:
-  bool BeginsAlready(std::string_view text) const {
-    if (prefix_ == " ") return IsWhiteSpace(FirstChar(text).code_point);
-    return text.substr(0, prefix_.size()) == prefix_;
-  }
   const std::string prefix_;
   const PrependWhen when_;
 };

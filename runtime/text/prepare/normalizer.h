@@ -30,7 +30,7 @@ class Normalizer {
 
 enum class PrependWhen {
   kAlways,
-  kUnlessPresent,         // the text does not begin with it (or, if it is a space, with whitespace)
+  kUnlessPresent,         // the text does not begin with it
   kAtStartUnlessPresent,  // likewise, and only at the very start
 };
 std::unique_ptr<NormalizerStep> MakePrepend(std::string prefix, PrependWhen when);
