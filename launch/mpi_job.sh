@@ -1,0 +1,70 @@
+# shellcheck shell=bash
+# What local.sh and ssh.sh share: where the program is, the environment of ranks, how a job starts.
+# Sourced, not run.
+
+# The program: $KEYLINE_PROGRAM, this checkout's release build, or the installed one.
+find_keyline() {
+  local root
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  for program in "${KEYLINE_PROGRAM:-}" "$root/build/release/bin/keyline" \
+                 "$(command -v keyline || true)"; do
+    if [[ -n $program && -x $program ]]; then
+      echo "$program"
+      return
+    fi
+  done
+  echo "no keyline program: build it (cmake --preset release && cmake --build --preset release)" \
+       "or set KEYLINE_PROGRAM" >&2
+  return 3
+}
+
+# All that the scripts set; what the caller has set already stays.
+set_environment() {
+  export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+  export NCCL_NVLS_ENABLE=${NCCL_NVLS_ENABLE:-0}
+  export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}
+  export GRPC_VERBOSITY=${GRPC_VERBOSITY:-ERROR}
+}
+
+# Options of every job. Ranks are not bound to cores: Open MPI would pin each of two to one core. A
+# job ends 10 ms after one of its ranks did, instead of a second.
+mpirun_options() {
+  options=(--bind-to none --mca odls_base_sigkill_timeout 0 --mca orte_tmpdir_base "$run_dir")
+  if [[ $(id -u) == 0 ]]; then
+    options+=(--allow-run-as-root)
+  fi
+}
+
+# Shared memory that a killed job left behind: files of ours that no process maps.
+sweep_shared_memory() {
+  local segment
+  for segment in /dev/shm/vader_segment."$(uname -n)".*; do
+    if [[ -O $segment ]] && ! grep -qsF "$segment" /proc/[0-9]*/maps; then
+      rm -f -- "$segment"
+    fi
+  done
+}
+
+# Prints the command with --dry-run, else becomes it: signals to this process reach mpirun, which
+# passes SIGUSR1 (finish what runs, take nothing new) on to all ranks.
+start_job() {
+  if ((dry_run)); then
+    printf 'NCCL_DEBUG=%s NCCL_NVLS_ENABLE=%s MALLOC_ARENA_MAX=%s GRPC_VERBOSITY=%s' \
+           "$NCCL_DEBUG" "$NCCL_NVLS_ENABLE" "$MALLOC_ARENA_MAX" "$GRPC_VERBOSITY"
+    printf ' %q' "$@"
+    echo
+    return
+  fi
+  (umask 077 && mkdir -p "$run_dir")
+  if [[ ! -O $run_dir ]]; then
+    echo "$run_dir belongs to another user; set KEYLINE_RUN_DIR" >&2
+    exit 3
+  fi
+  sweep_shared_memory
+  exec "$@"
+}
+
+# For Open MPI's session files. Short, since sockets lie below it.
+run_dir=${KEYLINE_RUN_DIR:-${XDG_RUNTIME_DIR:-/tmp}/keyline-$(id -u)}
+# shellcheck disable=SC2034  # of the scripts that source this
+dry_run=0
