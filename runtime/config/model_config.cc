@@ -120,9 +120,6 @@ absl::Status ReadYarn(const JsonFields& fields, ModelConfig& config) {
   RopeConfig& rope = config.rope;
   rope.kind = RopeConfig::Kind::kYarn;
   ASSIGN_OR_RETURN(
-      rope.original_max_positions,
-      fields.Integer("original_max_position_embeddings", 1, kMaxPositions, config.max_positions));
-  ASSIGN_OR_RETURN(
       rope.factor,
       fields.Real("factor", 1.0, kMaxRopeFactor,
                   std::max(1.0, static_cast<double>(config.max_positions) /
