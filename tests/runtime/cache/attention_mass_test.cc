@@ -1,0 +1,133 @@
+// Attention mass: its sum is the number of tokens of the chunk, in every format, however the slots
+// lie; and slot by slot it is the oracle's.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "kernels/ops/cache_ops.h"
+#include "runtime/cache/cache_registry.h"
+#include "tests/runtime/cache/cache_driver.h"
+
+namespace keyline {
+namespace {
+
+// Reads the scores out of a saved lane's bytes: after the positions, [kv_heads][used].
+std::vector<float> SavedScores(CacheDriver& driver, const std::string& policy, int heads,
+                               int used) {
+  const std::string saved = *driver.cache().SaveLane(driver.stream(), 0);
+  const size_t header = saved.find(policy) + policy.size();
+  std::vector<float> scores(size_t(heads) * used);
+  saved.copy(reinterpret_cast<char*>(scores.data()), scores.size() * sizeof(float),
+             header + scores.size() * sizeof(int32_t));
+  return scores;
+}
+
+struct MassCase {
+  std::string storage;
+  DType plain;
+  int heads, kv_heads, head_dim;
+  int window;
+  float softcap;
+};
+
+class AttentionMass : public testing::TestWithParam<MassCase> {};
+
+TEST_P(AttentionMass, SumsToTheTokensOfTheChunkAndEqualsTheOracle) {
+  const MassCase& c = GetParam();
+  const auto device = OpenTestDevice();
+  AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
+  spec.window = c.window;
+  spec.softcap = c.softcap;
+  const int length = 520;
+  const KvCacheShape shape{.lanes = 1,
+                           .kv_heads = c.kv_heads,
+                           .head_dim = c.head_dim,
+                           .length = length,
+                           .max_tokens = 700,
+                           .plain = c.plain};
+  CacheConfig config;
+  config.storage = c.storage;
+  config.policy.policy = "h2o";
+  CacheDriver driver(*device, config, shape, spec);
+  reference::KvLaneReference oracle(ReferenceSpec(c.storage, shape, spec, config.policy));
+  driver.Open(0, config.policy);
+  int done = 0;
+  // The lane is not full before the end, so scores only grow: by each chunk's mass.
+  std::vector<float> before(size_t(c.kv_heads) * length, 0.0f);
+  for (int n : {300, 1, 60, 2, 1, 100}) {
+    driver.Run({.lane = 0, .tokens = n, .stream = 12});
+    RunReference(oracle, spec, 12, done, n);
+    done += n;
+    const std::vector<float> scores = SavedScores(driver, "h2o", c.kv_heads, done);
+    for (int h = 0; h < c.kv_heads; ++h) {
+      double sum = 0;
+      for (int j = 0; j < done; ++j) {
+        const float score = scores[size_t(h) * done + j];
+        float& last = before[size_t(h) * length + j];
+        sum += double{score} - last;
+        last = score;
+        ASSERT_NEAR(score, oracle.scores()[h][j], 1e-5 * (1 + done)) << "slot " << j;
+      }
+      EXPECT_NEAR(sum, done == 300 ? 0 : n, 1e-3 * n) << "chunk of " << n;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, AttentionMass,
+                         testing::Values(MassCase{"plain", DType::kF32, 6, 2, 64, 0, 0},
+                                         MassCase{"plain", DType::kF32, 3, 3, 16, 0, 0},
+                                         MassCase{"plain", DType::kBF16, 4, 1, 32, 0, 0},
+                                         MassCase{"plain", DType::kF16, 8, 2, 80, 0, 5.0f},
+                                         MassCase{"int8", DType::kF32, 6, 2, 64, 100, 0},
+                                         MassCase{"int4", DType::kF32, 2, 1, 48, 0, 0},
+                                         MassCase{"k8v4", DType::kF32, 60, 1, 16, 301, 20.0f}));
+
+// h2o_original adds the mass of all lanes of a pass to each of them.
+TEST(AttentionMassTest, OriginalSharesOneDecision) {
+  const auto device = OpenTestDevice();
+  const AttentionSpec spec = PlainSpec(4, 2, 16);
+  const KvCacheShape shape{
+      .lanes = 3, .kv_heads = 2, .head_dim = 16, .length = 24, .max_tokens = 100};
+  CacheConfig config;
+  config.policy.policy = "h2o_original";
+  CacheDriver driver(*device, config, shape, spec);
+  LanePolicy h2o = config.policy;
+  h2o.policy = "h2o";
+  std::vector<reference::KvLaneReference> oracles(
+      3, reference::KvLaneReference(ReferenceSpec("plain", shape, spec, h2o)));
+  for (int lane = 0; lane < 3; ++lane) driver.Open(lane, config.policy);
+  int done = 0;
+  for (int n : {24, 5, 1, 7, 1, 1}) {
+    std::vector<Feed> feeds;
+    for (int lane = 0; lane < 3; ++lane) {
+      feeds.push_back({.lane = lane, .tokens = n, .stream = 40u + lane});
+    }
+    driver.Run(feeds);
+    reference::PerSlot total(2, std::vector<double>(24, 0.0));
+    for (int lane = 0; lane < 3; ++lane) {
+      std::vector<float> q, k, v;
+      for (int p = done; p < done + n; ++p) {
+        const std::vector<float> token = TokenVectors(spec, 40u + lane, p);
+        q.insert(q.end(), token.begin(), token.begin() + 64);
+        k.insert(k.end(), token.begin() + 64, token.begin() + 96);
+        v.insert(v.end(), token.begin() + 96, token.end());
+      }
+      oracles[lane].Write(n, oracles[lane].Place(n), k, v);
+      oracles[lane].Attend(n, q);
+      for (int h = 0; h < 2; ++h) {
+        for (int j = 0; j < 24; ++j) total[h][j] += oracles[lane].mass()[h][j];
+      }
+    }
+    for (reference::KvLaneReference& oracle : oracles) oracle.Score(n, total);
+    done += n;
+    for (int lane = 0; lane < 3; ++lane) {
+      const auto slots = driver.cache().SlotPositions(driver.stream(), lane);
+      for (int h = 0; h < 2; ++h) ASSERT_EQ(slots[h], oracles[lane].slot_pos()[h]) << lane;
+      ASSERT_EQ(slots, driver.cache().SlotPositions(driver.stream(), 0));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace keyline
