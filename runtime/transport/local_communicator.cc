@@ -152,6 +152,7 @@ std::vector<std::unique_ptr<Communicator>> MakeLocalCommunicators(int size) {
   CHECK_GE(size, 1);
   auto office = std::make_shared<PostOffice>(size);
   std::vector<std::unique_ptr<Communicator>> ranks;
+  ranks.reserve(size);
   for (int r = 0; r < size; ++r) ranks.push_back(std::make_unique<LocalCommunicator>(r, office));
   return ranks;
 }
