@@ -5,6 +5,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -79,7 +80,7 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Bind(const std::string& addr
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, freeaddrinfo);
 
   std::unique_ptr<Listener> listener(new Listener);
-  int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return BindError(address, errno);
   listener->socket_ = fd;
   const int on = 1;
@@ -117,6 +118,9 @@ void Listener::Stop() {
 
 void Listener::AcceptLoop() {
   while (true) {
+    pollfd waiting = {socket_, POLLIN, 0};
+    poll(&waiting, 1, -1);
+    if ((waiting.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0) return;  // Stop
     const int fd = accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0) {
       const int on = 1;
@@ -124,8 +128,6 @@ void Listener::AcceptLoop() {
       on_connection_(fd);
     } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
       TurnOneAway();
-    } else if (errno == EINVAL || errno == EBADF) {
-      return;  // Stop
     }
     // Otherwise the connection was gone before it was accepted.
   }
@@ -133,14 +135,14 @@ void Listener::AcceptLoop() {
 
 void Listener::TurnOneAway() {
   LOG_EVERY_N(WARNING, 1000) << "address " << address_
-                             << ": out of file descriptors, turning connections away; raise "
-                                "`ulimit -n`";
-  if (spare_ >= 0) {
-    close(spare_);
-    const int fd = accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC);
-    if (fd >= 0) close(fd);
+                             << ": out of file descriptors or memory, turning connections away; "
+                                "raise `ulimit -n`";
+  if (spare_ >= 0) close(spare_);
+  const int fd = accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC);
+  if (fd >= 0) {
+    close(fd);
   } else {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));  // another thread took the spare
   }
   spare_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }

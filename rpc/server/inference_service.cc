@@ -7,6 +7,7 @@
 #include "kernels/device/status_macros.h"
 #include "rpc/server/token_writer.h"
 #include "rpc/server/unary_answer.h"
+#include "rpc/wire/raw_message.h"
 #include "rpc/wire/status_to_grpc.h"
 
 namespace keyline {
@@ -28,13 +29,15 @@ grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const abs
 
 template <typename ProtoRequest>
 absl::Status InferenceService::TrySubmit(grpc::CallbackServerContext* context,
-                                         const ProtoRequest& proto,
+                                         const grpc::ByteBuffer& bytes,
                                          const std::shared_ptr<EngineCall>& call) {
   std::optional<CallGate::Ticket> ticket = gate_.Enter();
   if (!ticket) {
     return absl::UnavailableError("the server is draining; send the request to another one");
   }
   call->Admit(*std::move(ticket));
+  ProtoRequest proto;
+  RETURN_IF_ERROR(ParseMessage(bytes, &proto));
   ASSIGN_OR_RETURN(Request request, RequestFromProto(proto, options_.rules));
   request.deadline = DeadlineOf(*context);
   call->Prepare(request);
@@ -44,10 +47,10 @@ absl::Status InferenceService::TrySubmit(grpc::CallbackServerContext* context,
 }
 
 template <typename ProtoRequest>
-void InferenceService::Submit(grpc::CallbackServerContext* context, const ProtoRequest& request,
+void InferenceService::Submit(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes,
                               const std::shared_ptr<EngineCall>& call) {
   call->Hold(call);
-  absl::Status status = TrySubmit(context, request, call);
+  absl::Status status = TrySubmit<ProtoRequest>(context, bytes, call);
   if (status.ok()) return;
   if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
     SetRetryDelay(status, options_.retry_delay);
@@ -59,60 +62,68 @@ void InferenceService::Submit(grpc::CallbackServerContext* context, const ProtoR
 }
 
 grpc::ServerUnaryReactor* InferenceService::Generate(grpc::CallbackServerContext* context,
-                                                     const v1::GenerateRequest* request,
-                                                     v1::GenerateResponse* response) {
+                                                     const grpc::ByteBuffer* request,
+                                                     grpc::ByteBuffer* response) {
   auto call = std::make_shared<GenerateAnswer>(queue_, response);
-  Submit(context, *request, call);
+  Submit<v1::GenerateRequest>(context, *request, call);
   return call.get();
 }
 
-grpc::ServerWriteReactor<v1::GenerateEvent>* InferenceService::GenerateStream(
-    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::GenerateStream(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   auto call = std::make_shared<TokenWriter>(queue_, options_.max_pending_tokens);
-  Submit(context, *request, call);
+  Submit<v1::GenerateRequest>(context, *request, call);
   return call.get();
 }
 
 grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context,
-                                                  const v1::ScoreRequest* request,
-                                                  v1::ScoreResponse* response) {
+                                                  const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
   auto call = std::make_shared<ScoreAnswer>(queue_, response);
-  Submit(context, *request, call);
+  Submit<v1::ScoreRequest>(context, *request, call);
   return call.get();
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
-                                                     const v1::TokenizeRequest* request,
-                                                     v1::TokenizeResponse* response) {
+                                                     const grpc::ByteBuffer* request,
+                                                     grpc::ByteBuffer* response) {
   return Answer(context, TokenizeInto(*request, response));
 }
 
-absl::Status InferenceService::TokenizeInto(const v1::TokenizeRequest& request,
-                                            v1::TokenizeResponse* response) {
+absl::Status InferenceService::TokenizeInto(const grpc::ByteBuffer& bytes,
+                                            grpc::ByteBuffer* response) {
+  v1::TokenizeRequest request;
+  RETURN_IF_ERROR(ParseMessage(bytes, &request));
   if (request.prompt().has_token_ids()) {
     return FieldError("prompt", "has token_ids, must be one of text, chat");
   }
   ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                    PromptFromProto(request.prompt(), options_.rules));
-  response->mutable_token_ids()->Add(ids.begin(), ids.end());
+  v1::TokenizeResponse answer;
+  answer.mutable_token_ids()->Add(ids.begin(), ids.end());
+  *response = SerializeMessage(answer);
   return absl::OkStatus();
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
-                                                       const v1::DetokenizeRequest* request,
-                                                       v1::DetokenizeResponse* response) {
+                                                       const grpc::ByteBuffer* request,
+                                                       grpc::ByteBuffer* response) {
   return Answer(context, DetokenizeInto(*request, response));
 }
 
-absl::Status InferenceService::DetokenizeInto(const v1::DetokenizeRequest& request,
-                                              v1::DetokenizeResponse* response) {
+absl::Status InferenceService::DetokenizeInto(const grpc::ByteBuffer& bytes,
+                                              grpc::ByteBuffer* response) {
+  v1::DetokenizeRequest request;
+  RETURN_IF_ERROR(ParseMessage(bytes, &request));
   const Tokenizer* tokenizer = options_.rules.tokenizer;
   if (tokenizer == nullptr) {
     return absl::FailedPreconditionError("this server has no tokenizer");
   }
   ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                    TokenIdsFromProto(request.token_ids(), "token_ids", options_.rules));
-  response->set_text(Decode(*tokenizer, ids, request.keep_special()));
+  v1::DetokenizeResponse answer;
+  answer.set_text(Decode(*tokenizer, ids, request.keep_special()));
+  *response = SerializeMessage(answer);
   return absl::OkStatus();
 }
 

@@ -10,7 +10,13 @@
 
 namespace keyline {
 
-class InferenceService final : public v1::Inference::CallbackService {
+// Raw: see raw_message.h.
+using RawInferenceService = v1::Inference::WithRawCallbackMethod_Generate<
+    v1::Inference::WithRawCallbackMethod_GenerateStream<
+        v1::Inference::WithRawCallbackMethod_Score<v1::Inference::WithRawCallbackMethod_Tokenize<
+            v1::Inference::WithRawCallbackMethod_Detokenize<v1::Inference::Service>>>>>;
+
+class InferenceService final : public RawInferenceService {
  public:
   struct Options {
     RequestRules rules;
@@ -22,31 +28,30 @@ class InferenceService final : public v1::Inference::CallbackService {
       : options_(options), queue_(queue), gate_(gate) {}
 
   grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* context,
-                                     const v1::GenerateRequest* request,
-                                     v1::GenerateResponse* response) override;
-  grpc::ServerWriteReactor<v1::GenerateEvent>* GenerateStream(
-      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateStream(
+      grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) override;
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context,
-                                  const v1::ScoreRequest* request,
-                                  v1::ScoreResponse* response) override;
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override;
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
-                                       const v1::DetokenizeRequest* request,
-                                       v1::DetokenizeResponse* response) override;
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
 
  private:
-  // Checks `request` and submits it with `call` as its sink, or refuses the call.
+  // Reads a ProtoRequest and submits it with `call` as its sink, or refuses the call.
   template <typename ProtoRequest>
-  void Submit(grpc::CallbackServerContext* context, const ProtoRequest& request,
+  void Submit(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes,
               const std::shared_ptr<EngineCall>& call);
   template <typename ProtoRequest>
-  absl::Status TrySubmit(grpc::CallbackServerContext* context, const ProtoRequest& request,
+  absl::Status TrySubmit(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes,
                          const std::shared_ptr<EngineCall>& call);
-  absl::Status TokenizeInto(const v1::TokenizeRequest& request, v1::TokenizeResponse* response);
-  absl::Status DetokenizeInto(const v1::DetokenizeRequest& request,
-                              v1::DetokenizeResponse* response);
+  absl::Status TokenizeInto(const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response);
+  absl::Status DetokenizeInto(const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response);
 
   const Options options_;
   RequestQueue& queue_;

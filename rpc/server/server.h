@@ -33,7 +33,7 @@ struct ServeOptions {
   std::string token_file;
 
   // A stream's new tokens that wait for its client; more end it with RESOURCE_EXHAUSTED.
-  int max_pending_tokens = 1024;
+  int max_pending_tokens = 4096;
   int64_t max_text_bytes = 16 << 20;  // of one text or chat prompt
   // What a client is told to wait for when the queue is full or the server drains.
   absl::Duration retry_delay = absl::Seconds(1);

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "rpc/wire/raw_message.h"
 #include "rpc/wire/reply_to_proto.h"
 #include "rpc/wire/status_to_grpc.h"
 
@@ -80,27 +81,29 @@ void TokenWriter::OnCancel() {
 
 void TokenWriter::Pump() {
   if (writing_ || ended_) return;
+  v1::GenerateEvent event;
   if (prompt_info_pending_) {
     prompt_info_pending_ = false;
-    *event_.mutable_prompt_info() = prompt_info_;
-    Send();
+    *event.mutable_prompt_info() = prompt_info_;
+    Send(event);
   } else if (pending_.token_ids_size() > 0 || !pending_.text().empty()) {
-    event_.mutable_delta()->Clear();
-    event_.mutable_delta()->Swap(&pending_);
-    Send();
+    event.mutable_delta()->Swap(&pending_);
+    Send(event);
   } else if (error_) {
     ended_ = true;
     Finish(*error_);
   } else if (finish_) {
     ended_ = true;
-    *event_.mutable_finish() = *std::move(finish_);
-    StartWriteAndFinish(&event_, grpc::WriteOptions(), grpc::Status::OK);
+    *event.mutable_finish() = *std::move(finish_);
+    bytes_ = SerializeMessage(event);
+    StartWriteAndFinish(&bytes_, grpc::WriteOptions(), grpc::Status::OK);
   }
 }
 
-void TokenWriter::Send() {
+void TokenWriter::Send(const v1::GenerateEvent& event) {
   writing_ = true;
-  StartWrite(&event_);
+  bytes_ = SerializeMessage(event);
+  StartWrite(&bytes_);
 }
 
 void TokenWriter::Abandon(const grpc::Status& status) {

@@ -4,6 +4,7 @@
 // their time.
 #pragma once
 
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 #include <mutex>
@@ -14,7 +15,7 @@
 
 namespace keyline {
 
-class TokenWriter final : public EngineCall, public grpc::ServerWriteReactor<v1::GenerateEvent> {
+class TokenWriter final : public EngineCall, public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   // `max_pending_tokens`: gathered behind an event that is on its way.
   TokenWriter(RequestQueue& queue, int max_pending_tokens)
@@ -36,7 +37,7 @@ class TokenWriter final : public EngineCall, public grpc::ServerWriteReactor<v1:
   void OnEnd(const grpc::Status& status);
   // All that follows, with mutex_ held. Sends what is next, if nothing is on its way.
   void Pump();
-  void Send();
+  void Send(const v1::GenerateEvent& event);
   // Nothing more is sent; the call ends with `status`.
   void Abandon(const grpc::Status& status);
 
@@ -44,7 +45,7 @@ class TokenWriter final : public EngineCall, public grpc::ServerWriteReactor<v1:
   v1::PromptInfo prompt_info_;
 
   std::mutex mutex_;
-  v1::GenerateEvent event_;  // on its way while writing_
+  grpc::ByteBuffer bytes_;  // on their way while writing_
   bool writing_ = false;
   bool ended_ = false;  // gRPC has been told the end
   // What is still to be sent, in this order.

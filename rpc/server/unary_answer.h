@@ -1,6 +1,8 @@
 // UnaryAnswer: calls that answer with one message, once the engine is done: Generate and Score.
 #pragma once
 
+#include <google/protobuf/message.h>
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 #include <mutex>
@@ -8,16 +10,17 @@
 
 #include "keyline/v1/inference.pb.h"
 #include "rpc/server/engine_call.h"
+#include "rpc/wire/raw_message.h"
 #include "rpc/wire/reply_to_proto.h"
 #include "rpc/wire/status_to_grpc.h"
 
 namespace keyline {
 
-template <typename Response>
 class UnaryAnswer : public EngineCall, public grpc::ServerUnaryReactor {
  public:
   // `response` is gRPC's, valid until the call has ended.
-  UnaryAnswer(RequestQueue& queue, Response* response) : EngineCall(queue), response_(response) {}
+  UnaryAnswer(RequestQueue& queue, grpc::ByteBuffer* response)
+      : EngineCall(queue), response_(response) {}
 
   void Refuse(const grpc::Status& status) override { End(status); }
   void OnError(const absl::Status& status) override { End(StatusToGrpc(status)); }
@@ -28,11 +31,11 @@ class UnaryAnswer : public EngineCall, public grpc::ServerUnaryReactor {
   void OnDone() override { Release(); }
 
  protected:
-  void Answer(Response answer) {
+  void Answer(const google::protobuf::Message& answer) {
     std::lock_guard lock(mutex_);
     if (ended_) return;
     ended_ = true;
-    *response_ = std::move(answer);
+    *response_ = SerializeMessage(answer);
     Finish(grpc::Status::OK);
   }
 
@@ -46,10 +49,10 @@ class UnaryAnswer : public EngineCall, public grpc::ServerUnaryReactor {
 
   std::mutex mutex_;
   bool ended_ = false;
-  Response* response_;
+  grpc::ByteBuffer* response_;
 };
 
-class GenerateAnswer final : public UnaryAnswer<v1::GenerateResponse> {
+class GenerateAnswer final : public UnaryAnswer {
  public:
   using UnaryAnswer::UnaryAnswer;
 
@@ -61,14 +64,14 @@ class GenerateAnswer final : public UnaryAnswer<v1::GenerateResponse> {
   void OnTokens(const TokenDelta& delta) override { AppendDelta(delta, answer_.mutable_output()); }
   void OnFinish(const keyline::Finish& finish) override {
     *answer_.mutable_finish() = FinishToProto(finish);
-    Answer(std::move(answer_));
+    Answer(answer_);
   }
 
  private:
   v1::GenerateResponse answer_;  // the engine's thread
 };
 
-class ScoreAnswer final : public UnaryAnswer<v1::ScoreResponse> {
+class ScoreAnswer final : public UnaryAnswer {
  public:
   using UnaryAnswer::UnaryAnswer;
 

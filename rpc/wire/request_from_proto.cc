@@ -119,8 +119,8 @@ absl::Status TakeResponse(const v1::ResponseOptions& from, const RequestRules& r
   return check.status();
 }
 
-// What the tokenizer or the chat template refuse, under the field's name: it is the prompt that does
-// not suit the model.
+// What the tokenizer or the chat template refuse, under the field's name: it is the prompt that
+// does not suit the model.
 absl::Status UnderField(const std::string& field, const absl::Status& status) {
   if (absl::IsInternal(status)) return status;
   return FieldError(field, std::string(status.message()));

@@ -14,7 +14,7 @@ namespace keyline {
 namespace {
 
 // Runs a command; its output is in `log` if it fails.
-void Run(const std::string& command, const std::string& log) {
+void Execute(const std::string& command, const std::string& log) {
   if (std::system((command + " >" + log + " 2>&1").c_str()) == 0) return;
   std::ostringstream text;
   text << std::ifstream(log).rdbuf();
@@ -28,18 +28,18 @@ TEST(ClientPackage, ItsExampleBuildsAndStreams) {
   const std::string cmake = CMAKE_PROGRAM;
   const std::string flags =
       std::string(SANITIZE).empty() ? "" : " -DCMAKE_CXX_FLAGS=-fsanitize=" + std::string(SANITIZE);
-  ASSERT_NO_FATAL_FAILURE(Run(cmake + " --install " + BUILD_DIR +
-                                  " --component keyline-client --prefix " + folder + "/prefix",
-                              log));
-  ASSERT_NO_FATAL_FAILURE(
-      Run(cmake + " -S rpc/client/example -B " + folder +
-              "/build -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=" + folder + "/prefix" + flags,
-          log));
-  ASSERT_NO_FATAL_FAILURE(Run(cmake + " --build " + folder + "/build", log));
+  ASSERT_NO_FATAL_FAILURE(Execute(cmake + " --install " + BUILD_DIR +
+                                      " --component keyline-client --prefix " + folder + "/prefix",
+                                  log));
+  ASSERT_NO_FATAL_FAILURE(Execute(
+      cmake + " -S rpc/client/example -B " + folder +
+          "/build -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=" + folder + "/prefix" + flags,
+      log));
+  ASSERT_NO_FATAL_FAILURE(Execute(cmake + " --build " + folder + "/build", log));
 
   testing::ServedQueue served;
   ASSERT_NO_FATAL_FAILURE(
-      Run(folder + "/build/stream " + served.address() + " 'Once upon a time'", log));
+      Execute(folder + "/build/stream " + served.address() + " 'Once upon a time'", log));
   std::ostringstream text;
   text << std::ifstream(log).rdbuf();
   EXPECT_NE(text.str().find("abcdefghijklmnopqrstuvwxyz"), std::string::npos) << text.str();

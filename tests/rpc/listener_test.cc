@@ -103,8 +103,8 @@ TEST(Listener, OutlivesRunningOutOfDescriptors) {
   ASSERT_TRUE(listener.ok()) << listener.status();
   std::atomic<int> accepted = 0;
   (*listener)->Start([&](int fd) {
-    ++accepted;
     close(fd);
+    ++accepted;
   });
 
   std::vector<int> clients;
@@ -125,9 +125,9 @@ TEST(Listener, OutlivesRunningOutOfDescriptors) {
     ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
     char byte;
     EXPECT_LE(read(fd, &byte, 1), 0) << "turned away";
-    close(fd);
   }
   EXPECT_EQ(accepted, 0);
+  for (const int fd : clients) close(fd);
   for (const int fd : taken) close(fd);
   setrlimit(RLIMIT_NOFILE, &before);
 

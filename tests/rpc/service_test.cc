@@ -104,7 +104,20 @@ TEST(Generate, TooLongATextIsInvalid) {
       "prompt.text: got 16777217 bytes, at most 16777216");
 }
 
-// Clients of other languages check their text; whoever sends raw bytes gets an error, not a crash.
+// Protobuf checks text in most languages before it is sent, but not in C++.
+TEST(Generate, TextThatIsNotUtf8IsRefusedByFieldAndOffset) {
+  ServedQueue served;
+  EXPECT_THAT(std::string(served.client().Generate(TextRequest("ab\xff", 1)).status().message()),
+              ::testing::AllOf(::testing::StartsWith("prompt.text: "), ::testing::HasSubstr("2")));
+  v1::GenerateRequest chat;
+  chat.mutable_prompt()->mutable_chat()->add_messages()->set_content("\xc3");
+  EXPECT_THAT(std::string(served.client().Generate(chat).status().message()),
+              ::testing::StartsWith("prompt.chat.messages.content: "));
+  v1::TokenizeRequest tokenize;
+  tokenize.mutable_prompt()->set_text("\xff");
+  EXPECT_EQ(served.client().Tokenize(tokenize).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(Generate, BytesThatAreNoRequestAreRefused) {
   ServedQueue served;
   grpc::GenericStub stub(grpc::CreateChannel(served.address(), grpc::InsecureChannelCredentials()));
