@@ -25,7 +25,7 @@ struct EngineOptions {
   // Run ends the other ranks' loops when it returns. False: the coordinator is used again.
   bool stop_workers_at_end = true;
   // Hears when each rank began and ended each step; null: not measured.
-  std::function<void(const pipeline::StageTiming& timing, uint64_t step)> on_timing;
+  std::function<void(const pipeline::StageTiming& timing, uint64_t step)> on_timing = nullptr;
 };
 
 class Engine : public RequestQueue {

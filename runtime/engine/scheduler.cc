@@ -76,6 +76,7 @@ void Scheduler::Admit(pipeline::StepPlan& plan, std::vector<std::shared_ptr<Sequ
 
 std::optional<ScheduledStep> Scheduler::NextStep(std::vector<std::shared_ptr<Sequence>>* started) {
   ScheduledStep step;
+  const size_t started_before = started->size();
   Admit(step.plan, started);
   pipeline::PlanBatch batch;
   int budget = limits_.max_pass_tokens;
@@ -103,7 +104,7 @@ std::optional<ScheduledStep> Scheduler::NextStep(std::vector<std::shared_ptr<Seq
     add(sequence, sequence->TakePrefill(tokens));
   }
   if (batch.chunks_size() == 0) {
-    CHECK(started->empty()) << "an admitted sequence always has a chunk to run";
+    CHECK_EQ(started->size(), started_before) << "an admitted sequence always has a chunk to run";
     return std::nullopt;
   }
   *step.plan.add_batches() = std::move(batch);

@@ -147,11 +147,15 @@ void Stage::OpenLane(const pipeline::OpenLane& open) {
   policy.cache_length.assign(open.cache_length().begin(), open.cache_length().end());
   if (open.has_sinks()) policy.sinks = open.sinks();
   policy.grace = open.grace();
-  policy.keep_initial_fraction = open.keep_initial_fraction();
+  if (open.has_keep_initial_fraction()) {
+    policy.keep_initial_fraction = open.keep_initial_fraction();
+  }
   policy.normalize_scores = open.normalize_scores();
   policy.protect_begin = open.protect_begin();
   policy.protect_end = open.protect_end();
-  policy.max_protected_fraction = open.max_protected_fraction();
+  if (open.has_max_protected_fraction()) {
+    policy.max_protected_fraction = open.max_protected_fraction();
+  }
   for (size_t i = 0; i < p_->caches.size(); ++i) {
     p_->caches[i]->OpenLane(*p_->stream, open.lane(), policy,
                             p_->shard.first_layer + static_cast<int>(i));

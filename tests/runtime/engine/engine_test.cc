@@ -162,7 +162,9 @@ TEST(Engine, DeadlinesEndRequests) {
 
 TEST(Engine, RefusesWhenTheQueueIsFullOrDraining) {
   WithPipeline({}, [](Coordinator& coordinator) {
-    Engine engine(coordinator, nullptr, {.max_queued_requests = 2});
+    EngineOptions options;
+    options.max_queued_requests = 2;
+    Engine engine(coordinator, nullptr, options);
     auto sink = std::make_shared<RecordingSink>();
     ASSERT_TRUE(engine.Submit(Generate(5, 2, 0), sink).ok());
     ASSERT_TRUE(engine.Submit(Generate(5, 2, 0), std::make_shared<RecordingSink>()).ok());

@@ -64,7 +64,7 @@ TEST_P(Golden, LogitsMatch) {
   const std::string file = GoldenModel(GetParam()) + "/expected.safetensors";
   const auto sequences = ReadTokenIds(file);
   ASSERT_TRUE(sequences.ok()) << sequences.status();
-  const auto expected_file = SafetensorsFile::Open(file);
+  const auto expected_file = SafetensorsSource::Open(file);
   ASSERT_TRUE(expected_file.ok()) << expected_file.status();
   const auto tensor = (*expected_file)->Find("logits");
   ASSERT_TRUE(tensor.ok()) << tensor.status();

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Installs, builds and runs all tests. `launch/test.sh --quick` leaves the sanitizer builds out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+quick=false
+[[ "${1:-}" == "--quick" ]] && quick=true
+say() { printf '\n== %s\n' "$*"; }
+
+say "Installing what is missing"
+launch/install.sh
+
+say "Python for the checks against reference vectors"
+if [[ ! -x build/venv/bin/python ]]; then
+  python3 -m venv build/venv
+fi
+build/venv/bin/python -m pip install --quiet --disable-pip-version-check \
+  'numpy>=1.26,<3' 'safetensors>=0.4,<1'
+
+# Builds preset $1 with the targets that follow (default: all) and runs its tests, ctest flags in $2.
+build_and_test() {
+  local preset=$1 flags=$2
+  shift 2
+  say "Building $preset"
+  cmake --preset "$preset" >/dev/null
+  cmake --build --preset "$preset" ${1:+--target "$@"}
+  say "Testing $preset"
+  # shellcheck disable=SC2086  # flags are words
+  ctest --preset "$preset" $flags
+}
+
+build_and_test release ""
+if ! $quick; then
+  build_and_test cpu "-LE slow"
+  # Threads meet in the pool, the transports, the engine and the services.
+  build_and_test tsan "-LE slow -R (parallel|transport|pipeline|engine|scheduler|stream|soak)" 
+fi
