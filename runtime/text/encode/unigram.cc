@@ -48,10 +48,10 @@ void Unigram::Encode(std::span<const std::string_view> pieces, std::vector<int32
 
 void Unigram::EncodePiece(std::string_view piece, std::vector<int32_t>& ids) const {
   std::vector<Best> best(piece.size() + 1);
-  const auto offer = [&](size_t begin, size_t end, int32_t id, double score) {
-    // A float against a double, as in SentencePiece: it decides ties and must agree.
+  const auto offer = [&](size_t begin, size_t end, int32_t id, float score) {
+    // Sums are floats, as in SentencePiece: their rounding decides ties and must agree.
     if (best[end].begin == kUnreached || score > best[end].score) {
-      best[end] = {static_cast<float>(score), id, static_cast<uint32_t>(begin)};
+      best[end] = {score, id, static_cast<uint32_t>(begin)};
     }
   };
   for (size_t at = 0; at < piece.size();) {

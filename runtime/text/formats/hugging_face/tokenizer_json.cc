@@ -10,11 +10,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
-#include "runtime/files/json_file.h"
 #include "runtime/text/encode/bpe.h"
 #include "runtime/text/formats/hugging_face/json_fields.h"
 #include "runtime/text/formats/hugging_face/json_pipeline.h"
 #include "runtime/text/formats/hugging_face/tokenizer_config.h"
+#include "runtime/text/formats/hugging_face/tokenizer_document.h"
 
 namespace keyline {
 namespace {
@@ -23,7 +23,8 @@ using nlohmann::json;
 
 class Reader {
  public:
-  Reader(const std::string& path, const json& root) : path_(path), root_(root) {}
+  Reader(const std::string& path, const TokenizerDocument& document)
+      : path_(path), document_(document), root_(document.rest) {}
 
   absl::StatusOr<TokenizerParts> Read() {
     JsonSpelling spelling;
@@ -52,7 +53,7 @@ class Reader {
                                      : spelling.decoder_marks_spaces ? Spelling::kMarkedSpaces
                                                                      : Spelling::kPlain);
     ASSIGN_OR_RETURN(const bool byte_fallback, FlagFieldOr(*model, "byte_fallback", false, where));
-    RETURN_IF_ERROR(ReadVocabulary(*model, byte_fallback));
+    RETURN_IF_ERROR(ReadVocabulary(byte_fallback));
     RETURN_IF_ERROR(ReadModel(*model, byte_fallback, where));
     RETURN_IF_ERROR(ReadAddedTokens());
     for (const int32_t id : parts_.prefix) {
@@ -65,17 +66,12 @@ class Reader {
   }
 
  private:
-  absl::Status ReadVocabulary(const json& model, bool byte_fallback) {
+  absl::Status ReadVocabulary(bool byte_fallback) {
     const std::string where = absl::StrCat(path_, ": model.vocab");
-    const json* vocab = FindField(model, "vocab");
-    if (vocab == nullptr || !vocab->is_object()) {
-      return absl::InvalidArgumentError(absl::StrCat(where, " is not an object"));
-    }
-    size_t bytes = 0;
-    for (const auto& [text, id] : vocab->get_ref<const json::object_t&>()) bytes += text.size();
-    parts_.vocabulary->Reserve(static_cast<int>(vocab->size()), bytes);
-    for (const auto& [text, value] : vocab->get_ref<const json::object_t&>()) {
-      ASSIGN_OR_RETURN(const int32_t id, ToTokenId(value, where));
+    if (document_.vocab.empty())
+      return absl::InvalidArgumentError(absl::StrCat(where, " is empty"));
+    parts_.vocabulary->Reserve(static_cast<int>(document_.vocab.size()), document_.texts->size());
+    for (const auto& [text, id] : document_.vocab) {
       const bool byte = byte_fallback && NamedByte(text) >= 0;
       const absl::Status put =
           parts_.vocabulary->Put(id, text, byte ? TokenKind::kByte : TokenKind::kNormal);
@@ -97,30 +93,13 @@ class Reader {
       }
     }
     auto bpe = std::make_unique<Bpe>(parts_.vocabulary.get(), options);
-    ASSIGN_OR_RETURN(const auto merges, ListField(model, "merges", where));
-    bpe->ReserveMerges(merges.size());
-    for (size_t i = 0; i < merges.size(); ++i) {
-      const absl::Status added = AddMerge(*merges[i], *bpe);
-      if (!added.ok()) return At(absl::StrCat(where, ".merges[", i, "]"), added);
+    bpe->ReserveMerges(document_.merges.size());
+    for (const auto& [left, right] : document_.merges) {
+      const absl::Status added = bpe->AddMerge(left, right);
+      if (!added.ok()) return At(absl::StrCat(where, ".merges"), added);
     }
     parts_.model = std::move(bpe);
     return absl::OkStatus();
-  }
-
-  // "a b", or since version 0.20 of tokenizers ["a", "b"], where the parts may hold spaces.
-  static absl::Status AddMerge(const json& merge, Bpe& bpe) {
-    if (merge.is_string()) {
-      const std::string_view text = merge.get_ref<const std::string&>();
-      const size_t space = text.find(' ');
-      if (space != text.npos && text.find(' ', space + 1) == text.npos) {
-        return bpe.AddMerge(text.substr(0, space), text.substr(space + 1));
-      }
-    } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() &&
-               merge[1].is_string()) {
-      return bpe.AddMerge(merge[0].get_ref<const std::string&>(),
-                          merge[1].get_ref<const std::string&>());
-    }
-    return absl::InvalidArgumentError("is neither \"a b\" nor [\"a\", \"b\"]");
   }
 
   absl::Status ReadAddedTokens() {
@@ -159,6 +138,7 @@ class Reader {
   }
 
   const std::string& path_;
+  const TokenizerDocument& document_;
   const json& root_;
   TokenizerParts parts_;
 };
@@ -167,8 +147,8 @@ class Reader {
 
 absl::StatusOr<TokenizerParts> ReadTokenizerJson(const std::string& directory) {
   const std::string path = (std::filesystem::path(directory) / "tokenizer.json").string();
-  ASSIGN_OR_RETURN(const json root, ReadJsonFile(path, kTokenizerJson));
-  ASSIGN_OR_RETURN(TokenizerParts parts, Reader(path, root).Read());
+  ASSIGN_OR_RETURN(const TokenizerDocument document, ReadTokenizerDocument(path));
+  ASSIGN_OR_RETURN(TokenizerParts parts, Reader(path, document).Read());
   ASSIGN_OR_RETURN(const TokenizerConfig config, ReadTokenizerConfig(directory));
   RETURN_IF_ERROR(ApplyTokenizerConfig(config, directory, parts));
   return parts;
