@@ -71,7 +71,7 @@ grpc::ServerUnaryReactor* InferenceService::Generate(grpc::CallbackServerContext
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::GenerateStream(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
-  auto call = std::make_shared<TokenWriter>(queue_, options_.max_pending_tokens);
+  auto call = std::make_shared<TokenWriter>(queue_, sender_, options_.max_pending_tokens);
   Submit<v1::GenerateRequest>(context, *request, call);
   return call.get();
 }

@@ -5,7 +5,7 @@
 #include "absl/time/time.h"
 #include "keyline/v1/inference.grpc.pb.h"
 #include "rpc/server/call_gate.h"
-#include "rpc/server/engine_call.h"
+#include "rpc/server/token_writer.h"
 #include "rpc/wire/request_from_proto.h"
 
 namespace keyline {
@@ -23,7 +23,7 @@ class InferenceService final : public RawInferenceService {
     int max_pending_tokens = 0;
     absl::Duration retry_delay;
   };
-  // `queue`, `gate` and the tokenizer must outlive the service.
+  // `queue`, `gate` and the tokenizer must outlive the service, which must outlive its server.
   InferenceService(const Options& options, RequestQueue& queue, CallGate& gate)
       : options_(options), queue_(queue), gate_(gate) {}
 
@@ -56,6 +56,7 @@ class InferenceService final : public RawInferenceService {
   const Options options_;
   RequestQueue& queue_;
   CallGate& gate_;
+  SendThread sender_;
 };
 
 }  // namespace keyline

@@ -15,16 +15,58 @@ constexpr size_t kMaxPendingBytes = 4 << 20;
 
 }  // namespace
 
+SendThread::~SendThread() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+}
+
+void SendThread::Schedule(std::shared_ptr<TokenWriter> writer) {
+  {
+    std::lock_guard lock(mutex_);
+    scheduled_.push_back(std::move(writer));
+    if (scheduled_.size() > 1) return;  // it has been woken
+  }
+  wake_.notify_one();
+}
+
+void SendThread::Run() {
+  std::vector<std::shared_ptr<TokenWriter>> writers;
+  while (true) {
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] { return stop_ || !scheduled_.empty(); });
+      if (stop_) return;
+      writers.swap(scheduled_);
+    }
+    for (const std::shared_ptr<TokenWriter>& writer : writers) writer->SendNext();
+    writers.clear();
+  }
+}
+
 void TokenWriter::Prepare(const Request& request) {
   prompt_info_.set_prompt_tokens(static_cast<uint32_t>(request.prompt.size()));
   prompt_info_.set_seed(request.sampling.seed);
 }
 
+void TokenWriter::Refuse(const grpc::Status& status) {
+  {
+    std::lock_guard lock(mutex_);
+    error_ = status;
+  }
+  SendNext();
+}
+
 void TokenWriter::OnStart(const Usage& usage) {
   (void)usage;
-  std::lock_guard lock(mutex_);
-  prompt_info_pending_ = true;
-  Pump();
+  {
+    std::lock_guard lock(mutex_);
+    prompt_info_pending_ = true;
+  }
+  Schedule();
 }
 
 void TokenWriter::OnTokens(const TokenDelta& delta) {
@@ -40,78 +82,101 @@ void TokenWriter::OnTokens(const TokenDelta& delta) {
                absl::StrCat("the stream was read too slowly: ", pending_.token_ids_size(),
                             " tokens were waiting, at most ", max_pending_tokens_,
                             " may; the tokens up to here are valid")});
-    } else {
-      Pump();
     }
   }
   if (too_slow) CancelRequest();
+  Schedule();
 }
 
 void TokenWriter::OnFinish(const keyline::Finish& finish) {
-  std::lock_guard lock(mutex_);
-  finish_ = FinishToProto(finish);
-  Pump();
+  {
+    std::lock_guard lock(mutex_);
+    finish_ = FinishToProto(finish);
+  }
+  Schedule();
 }
 
-void TokenWriter::OnError(const absl::Status& status) { OnEnd(StatusToGrpc(status)); }
-
-void TokenWriter::OnEnd(const grpc::Status& status) {
-  std::lock_guard lock(mutex_);
-  if (!error_) error_ = status;
-  Pump();
+void TokenWriter::OnError(const absl::Status& status) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!error_) error_ = StatusToGrpc(status);
+  }
+  Schedule();
 }
 
 void TokenWriter::OnWriteDone(bool ok) {
   if (!ok) CancelRequest();  // the connection is gone
-  std::lock_guard lock(mutex_);
-  writing_ = false;
-  if (ok) {
-    Pump();
-  } else {
-    Abandon({grpc::StatusCode::CANCELLED, "the client is gone"});
+  {
+    std::lock_guard lock(mutex_);
+    writing_ = false;
+    if (!ok) Abandon({grpc::StatusCode::CANCELLED, "the client is gone"});
   }
+  SendNext();
 }
 
 // A cancel, a deadline or a lost connection.
 void TokenWriter::OnCancel() {
   CancelRequest();  // first: the lane is what others wait for
-  std::lock_guard lock(mutex_);
-  Abandon({grpc::StatusCode::CANCELLED, "cancelled"});
+  {
+    std::lock_guard lock(mutex_);
+    Abandon({grpc::StatusCode::CANCELLED, "cancelled"});
+  }
+  SendNext();
 }
 
-void TokenWriter::Pump() {
-  if (writing_ || ended_) return;
-  v1::GenerateEvent event;
-  if (prompt_info_pending_) {
-    prompt_info_pending_ = false;
-    *event.mutable_prompt_info() = prompt_info_;
-    Send(event);
-  } else if (pending_.token_ids_size() > 0 || !pending_.text().empty()) {
-    event.mutable_delta()->Swap(&pending_);
-    Send(event);
-  } else if (error_) {
-    ended_ = true;
-    Finish(*error_);
-  } else if (finish_) {
-    ended_ = true;
-    *event.mutable_finish() = *std::move(finish_);
-    bytes_ = SerializeMessage(event);
-    StartWriteAndFinish(&bytes_, grpc::WriteOptions(), grpc::Status::OK);
+void TokenWriter::Schedule() {
+  {
+    std::lock_guard lock(mutex_);
+    if (scheduled_ || writing_ || ended_) return;  // OnWriteDone sends what is next
+    scheduled_ = true;
+  }
+  sender_.Schedule(shared_from_this());
+}
+
+// gRPC is called without the mutex: the engine must not wait for it. While writing_ or ended_ is
+// set nobody else calls it.
+void TokenWriter::SendNext() {
+  Step step;
+  {
+    std::lock_guard lock(mutex_);
+    scheduled_ = false;
+    step = TakeStep();
+  }
+  if (step.event) bytes_ = SerializeMessage(*step.event);
+  if (step.event && step.end) {
+    StartWriteAndFinish(&bytes_, grpc::WriteOptions(), *step.end);
+  } else if (step.event) {
+    StartWrite(&bytes_);
+  } else if (step.end) {
+    Finish(*step.end);
   }
 }
 
-void TokenWriter::Send(const v1::GenerateEvent& event) {
-  writing_ = true;
-  bytes_ = SerializeMessage(event);
-  StartWrite(&bytes_);
+TokenWriter::Step TokenWriter::TakeStep() {
+  Step step;
+  if (writing_ || ended_) return step;
+  if (prompt_info_pending_) {
+    prompt_info_pending_ = false;
+    *step.event.emplace().mutable_prompt_info() = prompt_info_;
+  } else if (pending_.token_ids_size() > 0 || !pending_.text().empty()) {
+    step.event.emplace().mutable_delta()->Swap(&pending_);
+  } else if (error_) {
+    step.end = error_;
+  } else if (finish_) {
+    *step.event.emplace().mutable_finish() = *std::move(finish_);
+    step.end = grpc::Status::OK;
+  }
+  ended_ = step.end.has_value();
+  writing_ = step.event.has_value() && !ended_;
+  return step;
 }
 
+// Nothing more is sent; the call ends with `status`.
 void TokenWriter::Abandon(const grpc::Status& status) {
   prompt_info_pending_ = false;
   pending_.Clear();
   finish_.reset();
   if (!error_) error_ = status;
-  Pump();
 }
 
 }  // namespace keyline
