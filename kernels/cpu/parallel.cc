@@ -8,9 +8,6 @@
 namespace keyline {
 namespace {
 
-// Pieces per thread: enough that a thread which was interrupted delays the loop by a part only.
-constexpr int kPiecesPerThread = 4;
-
 // Compute threads of all pools of this process: several ranks may share it.
 std::atomic<int>& ThreadsOfProcess() {
   static std::atomic<int> threads{0};

@@ -24,6 +24,10 @@ class ThreadPool {
   // Body of a loop: handles [begin, end).
   using Body = absl::FunctionRef<void(int64_t begin, int64_t end)>;
 
+  // A loop falls into this many pieces for each thread: a thread that was interrupted delays the
+  // loop by one of them only.
+  static constexpr int kPiecesPerThread = 4;
+
   explicit ThreadPool(int threads);  // REQUIRES: threads >= 1
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

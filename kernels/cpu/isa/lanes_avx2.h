@@ -23,6 +23,7 @@ struct Avx2Lanes {
     _mm256_storeu_ps(p + 8, v.high);
   }
   static void StoreFirst(float* p, V v, int n) {
+    if (n == 16) return Store(p, v);  // masked stores are slow on some machines
     _mm256_maskstore_ps(p, Mask(n), v.low);
     _mm256_maskstore_ps(p + 8, Mask(n - 8), v.high);
   }

@@ -15,7 +15,10 @@ struct Avx512Lanes {
   static V Load(const float* p) { return _mm512_loadu_ps(p); }
   static V LoadFirst(const float* p, int n) { return _mm512_maskz_loadu_ps(Mask(n), p); }
   static void Store(float* p, V v) { _mm512_storeu_ps(p, v); }
-  static void StoreFirst(float* p, V v, int n) { _mm512_mask_storeu_ps(p, Mask(n), v); }
+  static void StoreFirst(float* p, V v, int n) {
+    if (n == 16) return Store(p, v);  // masked stores are slow on some machines
+    _mm512_mask_storeu_ps(p, Mask(n), v);
+  }
   static V LoadFirstOfPairs(const std::uint16_t* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
   }

@@ -11,10 +11,22 @@ namespace keyline {
 namespace {
 
 constexpr int64_t kStepBytes = 64;
-// How many steps ahead of the loads weights are asked for. A single tile comes from memory, at the
-// rate of one stream; several are a block that lies in the cache and meets many rows.
+// How many steps ahead of the loads weights are asked for. One tile is one stream, which the
+// machine follows by itself; several tiles are several streams, asked for early into the L2 cache
+// and again into the L1 cache just before their use.
 template <int kColumns>
-constexpr int64_t kPrefetchSteps = kColumns == 1 ? 64 : 16;
+constexpr int64_t kFarSteps = kColumns == 1 ? 64 : 128;
+constexpr int64_t kNearSteps = 16;
+
+template <int kColumns>
+void Prefetch(const std::byte* w, int64_t far) {
+  if constexpr (kColumns == 1) {
+    __builtin_prefetch(w + far);
+  } else {
+    __builtin_prefetch(w + far, 0, 2);
+    __builtin_prefetch(w + kNearSteps * kStepBytes);
+  }
+}
 
 // float32 weights: one k a step.
 template <class L>
@@ -64,16 +76,16 @@ void MultiplyTile(const TileArgs& args) {
   const std::byte* a = args.a;
   const std::byte* w = args.w;
   // The last steps ask for the weights that the next block starts with.
-  constexpr int64_t kAhead = kPrefetchSteps<kColumns>;
-  const int64_t own = args.steps > kAhead ? args.steps - kAhead : 0;
+  constexpr int64_t kFar = kFarSteps<kColumns>;
+  const int64_t own = args.steps > kFar ? args.steps - kFar : 0;
   for (int part = 0; part < 2; ++part) {
     const int64_t steps = part == 0 ? own : args.steps - own;
-    const int64_t ahead = kAhead * kStepBytes + (part == 0 ? 0 : args.next_offset);
+    const int64_t far = kFar * kStepBytes + (part == 0 ? 0 : args.next_offset);
     for (int64_t step = 0; step < steps; ++step) {
       typename Product::W weights[kColumns];
 #pragma GCC unroll 8
       for (int t = 0; t < kColumns; ++t) {
-        __builtin_prefetch(w + t * w_stride + ahead);
+        Prefetch<kColumns>(w + t * w_stride, far);
         weights[t] = Product::LoadWeights(w + t * w_stride);
       }
 #pragma GCC unroll 8

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kStepBytes = 64;
 constexpr int64_t kBlockSteps = 1024;  // 4 tiles of so many steps are 256 KiB
+constexpr int64_t kStreamRows = 4;     // so few rows are fastest with a single stream of weights
 constexpr int64_t kChunkRows = 64;     // rows whose partial sums a thread keeps at once
 
 // Rows of activations as tile kernels want them.
@@ -63,21 +64,24 @@ struct Product {
   WeightLayout layout;
   Finish finish;
   bool gated;   // weights [2 * outputs]: the gate's rows, then those of the up projection
-  int columns;  // tiles of outputs in a panel
+  int columns;  // tiles that go through the kernel together
+  int panel;    // tiles of outputs in a task
   int64_t panels;
   int64_t chunks;  // of rows
 };
 
-// Sums of one chunk of rows, in the task's own memory. A row: [columns][16] and, if gated, as much
+// Sums of one chunk of rows, in the task's own memory. A row: [panel][16] and, if gated, as much
 // for the up projection and one tile more, because its first row may lie within a tile.
-constexpr int64_t kMaxSumsOfRow = (2 * kMaxTileColumns + 1) * kLanes;
 struct ChunkSums {
   float* data;
   int64_t stride;
 };
+constexpr int kMaxStreamPanel = 8;
+constexpr int64_t kChunkSumsSize = kChunkRows * (2 * kMaxTileColumns + 1) * kLanes;
+static_assert(kChunkSumsSize >= kStreamRows * (2 * kMaxStreamPanel + 1) * kLanes);
 
-void MultiplyPanel(const Product& p, int64_t first_tile, int columns, int64_t first_row,
-                   int64_t rows, ChunkSums sums) {
+void MultiplyColumns(const Product& p, int64_t first_tile, int columns, int64_t first_row,
+                     int64_t rows, ChunkSums sums) {
   const auto* weights = static_cast<const std::byte*>(p.weight.data);
   TileArgs args;
   args.a_stride = p.rows.stride;
@@ -103,36 +107,38 @@ void MultiplyPanel(const Product& p, int64_t first_tile, int columns, int64_t fi
   }
 }
 
+void MultiplyTiles(const Product& p, int64_t first_tile, int tiles, int64_t first_row, int64_t rows,
+                   ChunkSums sums) {
+  for (int t = 0; t < tiles; t += p.columns) {
+    MultiplyColumns(p, first_tile + t, std::min(p.columns, tiles - t), first_row, rows,
+                    {sums.data + t * kLanes, sums.stride});
+  }
+}
+
 void RunTask(const Product& p, int64_t task) {
-  alignas(64) std::array<float, kChunkRows * kMaxSumsOfRow> memory;
+  alignas(64) std::array<float, kChunkSumsSize> memory;
   const int64_t outputs = p.out.cols();
-  const int64_t first_tile = task / p.chunks * p.columns;
+  const int64_t first_tile = task / p.chunks * p.panel;
   const int64_t first = first_tile * kLanes;
   const int64_t first_row = task % p.chunks * kChunkRows;
   const int64_t rows = std::min(kChunkRows, p.out.rows() - first_row);
-  const int64_t up_sums = p.columns * kLanes;
+  const int64_t width = p.panel * kLanes;
 
   FinishArgs args;
   args.finish = p.finish;
-  args.count = static_cast<int>(std::min<int64_t>(up_sums, outputs - first));
+  args.count = static_cast<int>(std::min(width, outputs - first));
   if (p.weight.bias != nullptr) args.bias = p.weight.bias + first;
-  const int columns = TilesOf(args.count);
-  const ChunkSums sums = {memory.data(), p.gated ? 2 * up_sums + kLanes : up_sums};
-  MultiplyPanel(p, first_tile, columns, first_row, rows, sums);
+  const ChunkSums sums = {memory.data(), p.gated ? 2 * width + kLanes : width};
+  MultiplyTiles(p, first_tile, TilesOf(args.count), first_row, rows, sums);
+  const int64_t up_lane = outputs % kLanes;  // of the up projection's first row in its tile
   if (p.gated) {
-    const int64_t up = outputs + first;  // the row of the weights for the first output
-    const int64_t up_tile = up / kLanes;
-    const ChunkSums at_up = {sums.data + up_sums, sums.stride};
-    MultiplyPanel(p, up_tile, columns, first_row, rows, at_up);
-    if (up % kLanes + args.count > int64_t{columns} * kLanes) {
-      MultiplyPanel(p, up_tile + columns, 1, first_row, rows,
-                    {at_up.data + columns * kLanes, sums.stride});
-    }
-    args.up_bias = args.bias == nullptr ? nullptr : args.bias + outputs;
+    MultiplyTiles(p, first_tile + outputs / kLanes, TilesOf(up_lane + args.count), first_row, rows,
+                  {sums.data + width, sums.stride});
+    if (args.bias != nullptr) args.up_bias = args.bias + outputs;
   }
   for (int64_t row = 0; row < rows; ++row) {
     args.sums = sums.data + row * sums.stride;
-    if (p.gated) args.up_sums = args.sums + up_sums + outputs % kLanes;
+    if (p.gated) args.up_sums = args.sums + width + up_lane;
     args.out = p.out.row<float>(first_row + row) + first;
     p.kernels->finish_row(args);
   }
@@ -150,10 +156,16 @@ void Multiply(CpuStream& s, TensorView out, TensorView in, const RmsNorm* norm, 
   p.weight = w;
   p.finish = finish;
   p.gated = finish != Finish::kStore && finish != Finish::kAdd;
-  // Few rows: weights are read once, from memory, which is fastest in one stream. Many: a panel of
-  // weights stays in the cache while all rows pass.
-  p.columns = in.rows() <= p.tiles->rows ? 1 : p.tiles->columns;
-  p.panels = (TilesOf(out.cols()) + p.columns - 1) / p.columns;
+  const int tiles = TilesOf(out.cols());
+  if (in.rows() <= kStreamRows) {
+    p.columns = 1;
+    p.panel =
+        std::clamp(tiles / (s.pool().threads() * ThreadPool::kPiecesPerThread), 1, kMaxStreamPanel);
+  } else {
+    p.columns = p.tiles->columns;
+    p.panel = p.columns;
+  }
+  p.panels = (tiles + p.panel - 1) / p.panel;
   p.chunks = (in.rows() + kChunkRows - 1) / kChunkRows;
   s.pool().ParallelFor(p.panels * p.chunks, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) RunTask(p, task);
