@@ -27,6 +27,7 @@ struct Arguments {
   double wait_seconds = 30;
   std::string prompt;
   std::string prompt_file;
+  std::vector<uint32_t> token_ids;
   bool chat = false;
   std::string system;
   bool special = false;
@@ -42,8 +43,14 @@ struct Arguments {
 };
 
 absl::Status FillPrompt(const Arguments& args, v1::Prompt& prompt) {
-  if (args.prompt.empty() == args.prompt_file.empty()) {
-    return absl::InvalidArgumentError("give either --prompt or --prompt-file");
+  const int given = (args.prompt.empty() ? 0 : 1) + (args.prompt_file.empty() ? 0 : 1) +
+                    (args.token_ids.empty() ? 0 : 1);
+  if (given != 1) {
+    return absl::InvalidArgumentError("give one of --prompt, --prompt-file and --token-ids");
+  }
+  if (!args.token_ids.empty()) {
+    prompt.mutable_token_ids()->mutable_ids()->Assign(args.token_ids.begin(), args.token_ids.end());
+    return absl::OkStatus();
   }
   std::string text = args.prompt;
   if (!args.prompt_file.empty()) {
@@ -202,6 +209,8 @@ void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
       ->capture_default_str();
   AddOption(sub, "--prompt", args->prompt, "the text to continue, or to score");
   AddOption(sub, "--prompt-file", args->prompt_file, "the same from a file");
+  AddOption(sub, "--token-ids", args->token_ids, "the same as token ids, separated by commas")
+      ->delimiter(',');
   AddFlag(sub, "--chat", args->chat, "the prompt is a user's message");
   AddOption(sub, "--system", args->system, "with --chat: the system message");
   AddFlag(sub, "--special", args->special, "special tokens written in the prompt are parsed");
