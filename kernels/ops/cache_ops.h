@@ -28,7 +28,9 @@ void PlaceInRing(Stream& s, const Placement& out, const Batch& batch, const Slot
                  int policy);
 
 // Slots in order, then those of lowest score (lowest slot first among equals) outside the sinks and
-// the grace ring. REQUIRES: a chunk lies wholly before or wholly after the moment the lane is full.
+// the grace ring. A ranking with errors scales by the extremes of all heads; heads decide in
+// ascending order, and one that has decided counts with its moves carried out.
+// REQUIRES: a chunk lies wholly before or wholly after the moment the lane is full.
 void PlaceByScore(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
                   int policy, const ScoreRule& rule);
 

@@ -156,7 +156,7 @@ std::vector<std::vector<int>> KvLaneReference::Place(int n) {
   const int grace = spec_.grace;
   assert(tokens_ >= length && n <= length - grace - spec_.sinks);
   const int n2 = std::min(n, grace);
-  // All heads decide before anything moves: a ranking may look at other heads.
+  // Heads decide and move in order: a ranking that looks at other heads sees what has moved.
   for (int h = 0; h < spec_.kv_heads; ++h) {
     std::vector<int>& evicted = evicted_[h];
     if (!scored_) {
@@ -171,9 +171,6 @@ std::vector<std::vector<int>> KvLaneReference::Place(int n) {
       std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rank[a] < rank[b]; });
       evicted.assign(order.begin(), order.begin() + n);
     }
-  }
-  for (int h = 0; h < spec_.kv_heads; ++h) {
-    const std::vector<int>& evicted = evicted_[h];
     std::vector<int> ring;
     for (int i = 0; i < n2; ++i) {
       ring.push_back(length - grace + (ring_next_ - (length - grace) + i) % grace);
