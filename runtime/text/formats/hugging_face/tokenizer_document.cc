@@ -69,8 +69,10 @@ class Scanner : public JsonBuilder {
     if (list_ == List::kVocab) return Wrong("a text");
     if (!CountValue()) return false;
     if (in_pair_) {
+      if (parts_ == 2) return Wrong("a list of more than two texts");
+      ++parts_;
       Keep(value);
-      return ++parts_ <= 2 || Wrong("a list of more than two texts");
+      return true;
     }
     const size_t space = value.find(' ');
     if (space == value.npos || value.find(' ', space + 1) != value.npos) {
@@ -127,7 +129,8 @@ class Scanner : public JsonBuilder {
   }
   bool Wrong(const std::string& what) {
     if (list_ == List::kMerges) {
-      return Fail(absl::StrCat("model.merges[", merges_.size() / 2, "] is ", what,
+      const size_t before = merges_.size() - (in_pair_ ? parts_ : 0);
+      return Fail(absl::StrCat("model.merges[", before / 2, "] is ", what,
                                "; it must be \"a b\" or [\"a\", \"b\"]"));
     }
     const Span& key = vocab_.back();
