@@ -34,7 +34,9 @@ struct ServeOptions {
 
   // A stream's new tokens that wait for its client; more end it with RESOURCE_EXHAUSTED.
   int max_pending_tokens = 4096;
-  int64_t max_text_bytes = 16 << 20;  // of one text or chat prompt
+  // Of one text or chat prompt. It is tokenised on one of gRPC's few threads, whose other calls
+  // wait: a second or less for this many bytes, which are more than most contexts hold.
+  int64_t max_text_bytes = 4 << 20;
   // What a client is told to wait for when the queue is full or the server drains.
   absl::Duration retry_delay = absl::Seconds(1);
   // Control.Drain: called once, from a gRPC thread, and must not wait; the server has stopped

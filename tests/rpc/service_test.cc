@@ -100,8 +100,8 @@ TEST(Generate, TooLargeARequestIsRefusedWithoutRetryInfo) {
 TEST(Generate, TooLongATextIsInvalid) {
   ServedQueue served;
   EXPECT_EQ(
-      served.client().Generate(TextRequest(std::string((16 << 20) + 1, 'x'), 1)).status().message(),
-      "prompt.text: got 16777217 bytes, at most 16777216");
+      served.client().Generate(TextRequest(std::string((4 << 20) + 1, 'x'), 1)).status().message(),
+      "prompt.text: got 4194305 bytes, at most 4194304");
 }
 
 // Protobuf checks text in most languages before it is sent, but not in C++.
@@ -220,7 +220,7 @@ TEST(Control, TellsTheFacts) {
   EXPECT_EQ(server->version(), "1.2.3");
   EXPECT_FALSE(server->draining());
   EXPECT_EQ(server->max_request_bytes(), 64 << 20);
-  EXPECT_EQ(server->max_text_bytes(), 16 << 20);
+  EXPECT_EQ(server->max_text_bytes(), 4 << 20);
 }
 
 TEST(Control, TellsTheLoad) {
