@@ -172,7 +172,8 @@ void Dequantize(const Q6_K& b, float* out) {
       float* o = out + 128 * half + 32 * quarter;
       for (int i = 0; i < 32; ++i) {
         const int q = ((low[i] >> nibble & 15) | (high[i] >> (2 * quarter) & 3) << 4) - 32;
-        o[i] = scale * scales[i / 16] * q;
+        const int scale_index = i / 16;
+        o[i] = scale * scales[scale_index] * q;
       }
     }
   }
