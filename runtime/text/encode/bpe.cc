@@ -21,6 +21,13 @@ uint64_t Key(int64_t high, int64_t low) {
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
+// The code point that `text`, which is not empty, ends with.
+uint32_t LastChar(std::string_view text) {
+  size_t at = text.size() - 1;
+  while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
+  return FirstChar(text.substr(at)).code_point;
+}
+
 // True where pair `a` merges after pair `b`.
 constexpr auto kLater = [](const auto& a, const auto& b) {
   return a.priority < b.priority || (a.priority == b.priority && a.left > b.left);
@@ -40,6 +47,21 @@ Bpe::Bpe(const Vocabulary* vocabulary, const BpeOptions& options)
     const char c = static_cast<char>(i);
     ascii_.push_back(vocabulary->Find({&c, 1}));
   }
+  has_mark_ =
+      vocabulary->spelling() == Spelling::kMarkedSpaces && vocabulary->Find(kSpaceMark) >= 0;
+  for (int32_t id = 0; has_mark_ && id < vocabulary->size(); ++id) {
+    const std::string_view text = vocabulary->text(id);
+    for (size_t at = 1; (at = text.find(kSpaceMark, at)) != text.npos; at += kSpaceMark.size()) {
+      before_mark_.insert(LastChar(text.substr(0, at)));
+    }
+  }
+}
+
+// Whole texts come as one piece where a vocabulary marks spaces. No token spans "x" and a following
+// mark unless some token has just these two side by side, so there the text may be cut: its words
+// are then short, and remembered. `mark`: offset of a mark in `piece`.
+bool Bpe::MayCutBefore(std::string_view piece, size_t mark) const {
+  return mark > 0 && !before_mark_.contains(LastChar(piece.substr(0, mark)));
 }
 
 absl::Status Bpe::AddMerge(std::string_view left, std::string_view right) {
@@ -64,22 +86,35 @@ void Bpe::Encode(std::span<const std::string_view> pieces, std::vector<int32_t>&
   Scratch scratch;
   // Where in `ids` the tokens of a short piece seen before are: begin << 32 | end.
   absl::flat_hash_map<absl::string_view, uint64_t> seen;
-  for (const std::string_view piece : pieces) {
-    if (piece.empty()) continue;
-    const size_t begin = ids.size();
-    if (pieces.size() > 1 && piece.size() <= kLongestRemembered) {
-      const auto [entry, added] = seen.try_emplace(View(piece), 0);
-      if (added) {
-        EncodePiece(piece, scratch, ids);
-        entry->second = Key(begin, ids.size());
-      } else {
-        for (uint64_t i = entry->second >> 32; i < (entry->second & 0xFFFFFFFF); ++i) {
-          ids.push_back(ids[i]);
-        }
-      }
-    } else {
+  const auto encode = [&](std::string_view piece) {
+    if (piece.empty()) return;
+    if (piece.size() > kLongestRemembered) {
       EncodePiece(piece, scratch, ids);
+      return;
     }
+    const auto [entry, added] = seen.try_emplace(View(piece), 0);
+    if (added) {
+      const size_t begin = ids.size();
+      EncodePiece(piece, scratch, ids);
+      entry->second = Key(begin, ids.size());
+    } else {
+      for (uint64_t i = entry->second >> 32; i < (entry->second & 0xFFFFFFFF); ++i) {
+        ids.push_back(ids[i]);
+      }
+    }
+  };
+  for (std::string_view piece : pieces) {
+    if (has_mark_) {
+      for (size_t at = 0; (at = piece.find(kSpaceMark, at)) != piece.npos;) {
+        if (MayCutBefore(piece, at)) {
+          encode(piece.substr(0, at));
+          piece.remove_prefix(at);
+          at = 0;
+        }
+        at += kSpaceMark.size();
+      }
+    }
+    encode(piece);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "runtime/text/encode/piece_model.h"
 #include "runtime/text/encode/vocabulary.h"
@@ -66,6 +67,7 @@ class Bpe : public PieceModel {
     absl::flat_hash_map<uint64_t, uint32_t> unused_cuts;
   };
 
+  bool MayCutBefore(std::string_view piece, size_t mark) const;
   void EncodePiece(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const;
   void Cut(std::string_view piece, std::vector<Symbol>& symbols) const;
   void PushPair(std::string_view piece, int32_t left, Scratch& scratch) const;
@@ -77,6 +79,9 @@ class Bpe : public PieceModel {
   PrefixTrie whole_;
   absl::flat_hash_map<uint64_t, Merge> merges_;  // by left id << 32 | right id
   std::vector<int32_t> ascii_;                   // ids of one-byte characters
+  // Where a vocabulary's pieces have a space mark inside, the characters before it; see Encode.
+  absl::flat_hash_set<uint32_t> before_mark_;
+  bool has_mark_ = false;  // the mark is a token: texts can be cut before one
 };
 
 }  // namespace keyline
