@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
 #include "launch/progress.h"
+#include "runtime/cache/kv_cache.h"
 #include "runtime/pipeline/plan_bytes.h"
 #include "runtime/pipeline/stage.h"
 #include "runtime/pipeline/worker.h"
@@ -139,6 +140,10 @@ absl::Status RunPipeline(const LaunchOptions& options, const OpenedModel& opened
       ASSIGN_OR_RETURN(const StageBytes bytes, BytesOfStage(*device, *opened.model, spec, r));
       total += bytes.weights;
     }
+  }
+  if (const std::string warning = LaneWarning(spec.cache.policy, spec.cache_lengths);
+      !warning.empty() && ProcessRank() == 0) {
+    LOG(WARNING) << warning;
   }
   Progress progress(absl::StrCat("loading ", opened.name), total,
                     show_progress && ProcessRank() == 0);

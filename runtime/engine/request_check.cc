@@ -1,11 +1,15 @@
 #include "runtime/engine/request_check.h"
 
+#include <glog/logging.h>
+
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
+#include "runtime/cache/cache_registry.h"
 #include "runtime/cache/chunk_plan.h"
 #include "runtime/cache/kv_cache.h"
 
@@ -124,13 +128,19 @@ CacheReport ReportCache(const Sequence& sequence, const PipelineSpec& spec,
   const absl::StatusOr<size_t> lane_bytes = LaneBytes(model, spec);
   report.lane_bytes = lane_bytes.ok() ? static_cast<int64_t>(*lane_bytes) : 0;
   const int processed = sequence.tokens_processed();
+  const absl::StatusOr<std::unique_ptr<EvictionPolicy>> eviction = MakePolicy(policy.policy);
+  CHECK(eviction.ok()) << eviction.status();  // admission saw to it
   for (size_t l = 0; l < spec.cache_lengths.size(); ++l) {
     const int length = policy.length_of(static_cast<int>(l));
+    const absl::StatusOr<LaneRules> rules = (*eviction)->Rules(policy, length);
+    CHECK(rules.ok()) << rules.status();
+    const int used = std::min(length, processed);
+    const int guarded = rules->sinks + rules->grace + (rules->protect_end - rules->protect_begin);
     report.layers.push_back({.layer = static_cast<int>(l),
                              .cache_length = length,
-                             .slots_used = std::min(length, processed),
-                             .evicted = std::max(0, processed - length),
-                             .protected_slots = policy.sinks.value_or(0)});
+                             .slots_used = used,
+                             .evicted = processed - used,
+                             .protected_slots = std::min(guarded, used)});
   }
   return report;
 }

@@ -7,9 +7,8 @@
 #include "runtime/weights/layer_store.h"
 
 namespace keyline {
-namespace {
 
-KvCacheShape ShapeOf(const DecoderModel& model, const PipelineSpec& spec, int layer) {
+KvCacheShape CacheShape(const DecoderModel& model, const PipelineSpec& spec, int layer) {
   return {.lanes = spec.cache.lanes,
           .kv_heads = model.config().kv_heads,
           .head_dim = model.config().head_dim,
@@ -18,13 +17,11 @@ KvCacheShape ShapeOf(const DecoderModel& model, const PipelineSpec& spec, int la
           .plain = spec.dtype};
 }
 
-}  // namespace
-
 absl::StatusOr<std::vector<size_t>> LayerBytes(const Device& device, const DecoderModel& model,
                                                const PipelineSpec& spec) {
   std::vector<size_t> bytes;
   for (int l = 0; l < model.config().layers; ++l) {
-    ASSIGN_OR_RETURN(KvCacheBytes kv, KvCache::BytesFor(spec.cache, ShapeOf(model, spec, l)));
+    ASSIGN_OR_RETURN(KvCacheBytes kv, KvCache::BytesFor(spec.cache, CacheShape(model, spec, l)));
     bytes.push_back(LayOut(device, model.LayerTensors(l), spec.dtype).bytes +
                     kv.per_lane * spec.cache.lanes);
   }
@@ -43,11 +40,15 @@ absl::StatusOr<StageBytes> BytesOfStage(const Device& device, const DecoderModel
                                         const PipelineSpec& spec, int rank) {
   const ShardRange& shard = spec.shards.at(rank);
   StageBytes bytes;
+  size_t widest = 0;  // workspace that a stage's caches share; see Stage::Create
   for (int l = shard.first_layer; l < shard.first_layer + shard.layers; ++l) {
-    ASSIGN_OR_RETURN(KvCacheBytes kv, KvCache::BytesFor(spec.cache, ShapeOf(model, spec, l)));
+    ASSIGN_OR_RETURN(KvCacheBytes kv, KvCache::BytesFor(spec.cache, CacheShape(model, spec, l)));
     bytes.weights += LayOut(device, model.LayerTensors(l), spec.dtype).bytes;
     bytes.kv += kv.per_lane * spec.cache.lanes;
-    bytes.workspace += kv.workspace;
+    if (kv.workspace > widest) {
+      bytes.workspace += kv.workspace;
+      widest = kv.workspace;
+    }
   }
   if (shard.embedding) bytes.weights += EmbeddingBytes(device, model, spec.dtype);
   if (shard.head && !(shard.embedding && model.config().tied_embeddings)) {
@@ -69,7 +70,7 @@ absl::StatusOr<StageBytes> BytesOfStage(const Device& device, const DecoderModel
 absl::StatusOr<size_t> LaneBytes(const DecoderModel& model, const PipelineSpec& spec) {
   size_t bytes = 0;
   for (int l = 0; l < model.config().layers; ++l) {
-    ASSIGN_OR_RETURN(KvCacheBytes kv, KvCache::BytesFor(spec.cache, ShapeOf(model, spec, l)));
+    ASSIGN_OR_RETURN(KvCacheBytes kv, KvCache::BytesFor(spec.cache, CacheShape(model, spec, l)));
     bytes += kv.per_lane;
   }
   return bytes;

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/device/device.h"
+#include "runtime/cache/kv_cache.h"
 #include "runtime/config/cache_config.h"
 #include "runtime/model/decoder_model.h"
 #include "runtime/pipeline/shard_plan.h"
@@ -29,6 +30,9 @@ struct StageBytes {
   size_t workspace = 0;  // activations, logits, rotary table
   size_t total() const { return weights + kv + workspace; }
 };
+
+// What the cache of one layer looks like.
+KvCacheShape CacheShape(const DecoderModel& model, const PipelineSpec& spec, int layer);
 
 // Bytes of one layer's cache for all lanes, and of its weights: what PlanShards balances.
 absl::StatusOr<std::vector<size_t>> LayerBytes(const Device& device, const DecoderModel& model,

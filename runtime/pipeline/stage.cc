@@ -101,14 +101,17 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
     ASSIGN_OR_RETURN(p->head, load(tensors));
   }
 
+  // Layers run one after the other, so they share the widest workspace there is.
+  const KvCache* widest = nullptr;
+  size_t widest_bytes = 0;
   for (int l = shard.first_layer; l < shard.first_layer + shard.layers; ++l) {
-    ASSIGN_OR_RETURN(auto cache, KvCache::Create(device, spec.cache,
-                                                 {.lanes = spec.cache.lanes,
-                                                  .kv_heads = config.kv_heads,
-                                                  .head_dim = config.head_dim,
-                                                  .length = spec.cache_lengths[l],
-                                                  .max_tokens = spec.max_pass_tokens,
-                                                  .plain = spec.dtype}));
+    const KvCacheShape shape = CacheShape(model, spec, l);
+    ASSIGN_OR_RETURN(const KvCacheBytes bytes, KvCache::BytesFor(spec.cache, shape));
+    ASSIGN_OR_RETURN(auto cache, KvCache::Create(device, spec.cache, shape, widest));
+    if (bytes.workspace > widest_bytes) {
+      widest = cache.get();
+      widest_bytes = bytes.workspace;
+    }
     p->caches.push_back(std::move(cache));
   }
   ASSIGN_OR_RETURN(p->rope, RopeTable::Make(device, *p->stream, config.rope, config.rotary_dim,
