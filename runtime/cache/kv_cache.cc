@@ -261,6 +261,7 @@ std::vector<std::vector<int32_t>> KvCache::SlotPositions(Stream& s, int lane) co
   const int length = state.lane_rules[lane].length;
   const std::vector<int32_t> all = state.ReadSlots<int32_t>(s, state.slot_pos, lane, length);
   std::vector<std::vector<int32_t>> heads;
+  heads.reserve(state.shape.kv_heads);
   for (int g = 0; g < state.shape.kv_heads; ++g) {
     heads.emplace_back(all.begin() + size_t(g) * length, all.begin() + size_t(g + 1) * length);
   }

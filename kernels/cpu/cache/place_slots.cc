@@ -137,6 +137,7 @@ class ScoredPlacement {
     std::vector<int32_t> ring(in_ring_);
     for (int i = 0; i < in_ring_; ++i) ring[i] = RingSlot(i);
     std::vector<Extremes> extremes;
+    extremes.reserve(table_.kv_heads);
     for (int head = 0; head < table_.kv_heads; ++head) {
       extremes.push_back(ranking_.HeadExtremes(head, 0, nullptr, nullptr));
     }
