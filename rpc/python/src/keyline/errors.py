@@ -120,9 +120,8 @@ class Unauthenticated(Error):
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
-_KINDS: dict[grpc.StatusCode, type[Error]] = {
-    kind.code: kind for kind in (Error, *Error.__subclasses__())
-}
+_ALL: tuple[type[Error], ...] = (Error, *Error.__subclasses__())
+_KINDS = {kind.code: kind for kind in _ALL}
 
 
 def error_from_rpc(error: Any) -> Error:
