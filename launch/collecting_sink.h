@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,12 +26,16 @@ class CollectingSink : public TokenSink {
     text += delta.text;
     if (on_text_) on_text_(delta.text);
   }
+  void OnLogits(int /*first_position*/, std::span<const float> rows) override {
+    logits.insert(logits.end(), rows.begin(), rows.end());
+  }
   void OnFinish(const Finish& f) override { finish = f; }
   void OnError(const absl::Status& error) override { status = error; }
 
   std::vector<int32_t> tokens;
   std::vector<absl::Time> token_times;
   std::string text;
+  std::vector<float> logits;  // of a score request that asked for them, [tokens, vocab]
   std::optional<Finish> finish;
   absl::Status status;
 

@@ -71,13 +71,11 @@ absl::Status CheckRectangular(const Arguments& args, const Sequences& sequences)
 }
 
 absl::Status WriteTensor(const std::string& path, const std::string& name,
-                         std::vector<int64_t> shape, const Results& results,
-                         std::vector<float> ScoreResult::*values) {
+                         std::vector<int64_t> shape,
+                         const std::vector<std::span<const float>>& sequences) {
   ASSIGN_OR_RETURN(SafetensorsWriter writer,
                    SafetensorsWriter::Create(path, {{name, DType::kF32, std::move(shape)}}));
-  for (const ScoreResult& result : results) {
-    RETURN_IF_ERROR(writer.Append(std::span<const float>(result.*values)));
-  }
+  for (const std::span<const float> values : sequences) RETURN_IF_ERROR(writer.Append(values));
   return writer.Finish();
 }
 
@@ -173,19 +171,22 @@ absl::Status Score(const LaunchOptions& options, const Arguments& args) {
         RETURN_IF_ERROR(engine.Run());
         RETURN_IF_ERROR(submitted);
         Results results;
+        std::vector<std::span<const float>> logits;
+        std::vector<std::span<const float>> logprobs;
         for (const auto& sink : sinks) {
           RETURN_IF_ERROR(sink->status);
           results.push_back(std::move(*sink->finish->score));
+          logits.push_back(sink->logits);
+          logprobs.push_back(results.back().logprobs);
         }
         const auto tokens = static_cast<int64_t>(longest);
         if (!args.logits_out.empty()) {
           RETURN_IF_ERROR(WriteTensor(args.logits_out, "logits",
-                                      {lanes, tokens, opened.model->config().vocab_size}, results,
-                                      &ScoreResult::logits));
+                                      {lanes, tokens, opened.model->config().vocab_size}, logits));
         }
         if (!args.logprobs_out.empty()) {
-          RETURN_IF_ERROR(WriteTensor(args.logprobs_out, "logprobs", {lanes, tokens - 1}, results,
-                                      &ScoreResult::logprobs));
+          RETURN_IF_ERROR(
+              WriteTensor(args.logprobs_out, "logprobs", {lanes, tokens - 1}, logprobs));
         }
         if (!args.trace_out.empty()) RETURN_IF_ERROR(WriteTrace(args.trace_out, results));
         Print(args, sequences, results);

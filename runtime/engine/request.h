@@ -36,7 +36,7 @@ struct ResponseOptions {
 // What a request wants to know of the tokens it gave (teacher forcing).
 struct ScoreOptions {
   bool enabled = false;
-  bool logits = false;  // every row of logits, float32: memory is the caller's risk
+  bool logits = false;  // the sink hears every row of logits (TokenSink::OnLogits)
   bool trace = false;   // kept positions after every chunk, per layer and KV head
   int decode_tail = 0;  // the last tokens are fed one by one
 };
@@ -106,7 +106,6 @@ struct ChunkTrace {
 
 struct ScoreResult {
   std::vector<float> logprobs;  // of each given token but the first
-  std::vector<float> logits;    // [tokens, vocab] if asked for
   std::vector<ChunkTrace> trace;
 };
 

@@ -164,13 +164,13 @@ void Sequence::Emit(TokenDelta delta) {
 }
 
 bool Sequence::OnScored(pipeline::ScoredChunk&& scored) {
+  if (request_.score.logits) {
+    std::vector<float> rows(scored.logits().size() / sizeof(float));
+    std::memcpy(rows.data(), scored.logits().data(), scored.logits().size());
+    sink_->OnLogits(static_cast<int>(scored_tokens_), rows);
+  }
   scored_tokens_ += scored.logprobs_size();
   score_.logprobs.insert(score_.logprobs.end(), scored.logprobs().begin(), scored.logprobs().end());
-  if (request_.score.logits) {
-    const size_t before = score_.logits.size();
-    score_.logits.resize(before + scored.logits().size() / sizeof(float));
-    std::memcpy(score_.logits.data() + before, scored.logits().data(), scored.logits().size());
-  }
   if (scored_tokens_ < request_.prompt.size()) return false;
   score_.logprobs.pop_back();  // nothing follows the last token
   reason_ = FinishReason::kStop;
