@@ -98,6 +98,21 @@ def test_a_stream_that_is_closed_ends(connect):
         assert list(stream) == []
 
 
+def test_a_stream_is_closed_while_it_is_read(connect):
+    over = threading.Event()
+
+    def stalled():
+        yield EVENT
+        over.wait(60)
+
+    with ScriptedServer(stalled()).serving() as address:
+        stream = connect(address).stream('x')
+        assert next(stream).token_ids == [7]
+        threading.Timer(0.2, stream.close).start()
+        assert list(stream) == []
+        over.set()
+
+
 def test_a_call_waits_for_a_server_that_comes_up(connect):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
