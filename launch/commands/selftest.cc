@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -140,7 +141,7 @@ absl::Status Selftest(const LaunchOptions& options, const Arguments& args) {
   };
   for (int ranks = 1; ranks <= most_ranks; ++ranks) {
     for (int lanes : {1, 3, kRequests}) {
-      for (int depth : {1, ranks, ranks + 2}) {
+      for (int depth : std::set<int>{1, ranks, ranks + 2}) {
         LaunchOptions changed = options;
         changed.ranks = ranks;
         changed.lanes = lanes;
