@@ -276,14 +276,9 @@ class Pass {
 
   void MergeParts(const ChunkWork& w, int work, int head) {
     ThreadMemory& memory = Memory();
-    float* mass = nullptr;
-    if (w.weights != nullptr) {
-      mass = MassRow(work, head);
-      std::fill_n(mass, w.used, 0.0f);
-    }
     for (int r = 0; r < w.rows; ++r) {
-      float m = -HUGE_VALF;
-      float l = 0;
+      float& m = memory.m[r] = -HUGE_VALF;
+      float& l = memory.l[r] = 0;
       for (int segment = 0; segment < w.segments; ++segment) {
         const float* part = Part(w, head, segment);
         kernels_.merge(&m, &l, memory.o.data(), part[r], part[w.rows + r],
@@ -291,16 +286,20 @@ class Pass {
       }
       kernels_.finish(OutRow(w, head, r), memory.o.data(), l, kv_.head_dim);
       KeepSums(w, head, r, m, l);
-      if (mass == nullptr || l == 0) continue;
-      for (int segment = 0; segment < w.segments; ++segment) {
-        const float segment_m = Part(w, head, segment)[r];
-        if (segment_m == -HUGE_VALF) continue;
-        const float factor = kernels_.exp(segment_m - m) / (l * static_cast<float>(group_));
-        const int first = segment * kSegmentSlots;
-        kernels_.add_scaled(mass + first,
-                            w.weights + (int64_t{head} * w.rows + r) * table_.slots + first, factor,
-                            std::min(kSegmentSlots, w.used - first));
+    }
+    if (w.weights == nullptr) return;
+    const float* weights = w.weights + int64_t{head} * w.rows * table_.slots;
+    for (int segment = 0; segment < w.segments; ++segment) {
+      const float* segment_m = Part(w, head, segment);
+      float factor[kMaxQueryRows];
+      for (int r = 0; r < w.rows; ++r) {
+        factor[r] = segment_m[r] == -HUGE_VALF ? 0.0f
+                                               : kernels_.exp(segment_m[r] - memory.m[r]) /
+                                                     (memory.l[r] * static_cast<float>(group_));
       }
+      const int first = segment * kSegmentSlots;
+      kernels_.sum_weights(MassRow(work, head) + first, weights + first, table_.slots, factor,
+                           w.rows, std::min(kSegmentSlots, w.used - first));
     }
   }
 

@@ -80,8 +80,9 @@ struct AttentionKernels {
   void (*finish)(float* out, const float* o, float l, int head_dim) = nullptr;
   // exp(x), as the kernels compute it.
   float (*exp)(float x) = nullptr;
-  // mass[j] += weights[j] * factor; n <= kSegmentSlots.
-  void (*add_scaled)(float* mass, const float* weights, float factor, int n) = nullptr;
+  // mass[j] = sum over rows of weights[r, j] * factor[r], for n slots.
+  void (*sum_weights)(float* mass, const float* weights, int64_t weights_stride,
+                      const float* factor, int rows, int n) = nullptr;
   // K as float32 tiles [16 * head_dim] each, V as float32 rows padded to 16.
   void (*widen_k)(const SegmentMemory&, float* out) = nullptr;
   void (*widen_v)(const SegmentMemory&, float* out) = nullptr;

@@ -315,20 +315,23 @@ void AddMass(const MassArgs& args) {
   const V zero = L::Set(0.0f);
   for (int g = 0; g < kGroups; ++g) {
     if (seen[g] == Seen::kNone) continue;
-    for (int j = g * kGroupSlots; j < (g + 1) * kGroupSlots; j += kLanes) {
-      V sum = L::Load(args.mass + j);
-      for (int r = 0; r < args.rows; ++r) {
-        if (args.factor[r] == 0) continue;
-        const int32_t p = args.q_positions[r];
-        const int32_t low = LowestSeen(p, args.rule.window);
+    for (int r = 0; r < args.rows; ++r) {
+      if (args.factor[r] == 0) continue;
+      const int32_t p = args.q_positions[r];
+      const int32_t low = LowestSeen(p, args.rule.window);
+      const V max = L::Set(args.m[r]);
+      const V factor = L::Set(args.factor[r]);
+      for (int j = g * kGroupSlots; j < (g + 1) * kGroupSlots; j += kLanes) {
         const V logit = Logit<L>(args.rule, L::Load(args.weights + r * kSegmentSlots + j));
-        V x = L::Sub(logit, L::Set(args.m[r]));
-        if (seen[g] == Seen::kSome) x = Visible<L>(m, j, low, p, x, zero);
-        x = Exp<L>(x);
-        if (seen[g] == Seen::kSome) x = Visible<L>(m, j, low, p, x, zero);
-        sum = L::MulAdd(x, L::Set(args.factor[r]), sum);
+        V x = L::Sub(logit, max);
+        if (seen[g] == Seen::kSome) {
+          x = Visible<L>(m, j, low, p, x, zero);
+          x = Visible<L>(m, j, low, p, Exp<L>(x), zero);
+        } else {
+          x = Exp<L>(x);
+        }
+        L::Store(args.mass + j, L::MulAdd(x, factor, L::Load(args.mass + j)));
       }
-      L::Store(args.mass + j, sum);
     }
   }
 }
@@ -371,13 +374,17 @@ void FinishHead(float* out, const float* o, float l, int head_dim) {
 }
 
 template <class L>
-void AddScaled(float* mass, const float* weights, float factor, int n) {
+void SumWeights(float* mass, const float* weights, int64_t weights_stride, const float* factor,
+                int rows, int n) {
+  using V = typename L::V;
   for (int j = 0; j < n; j += kLanes) {
     const int count = n - j < kLanes ? n - j : kLanes;
-    L::StoreFirst(
-        mass + j,
-        L::MulAdd(L::LoadFirst(weights + j, count), L::Set(factor), L::LoadFirst(mass + j, count)),
-        count);
+    V sum = L::Set(0.0f);
+    for (int r = 0; r < rows; ++r) {
+      // Groups of weights are whole, so the last load may go beyond n.
+      sum = L::MulAdd(L::Load(weights + r * weights_stride + j), L::Set(factor[r]), sum);
+    }
+    L::StoreFirst(mass + j, sum, count);
   }
 }
 
@@ -413,7 +420,7 @@ constexpr AttentionKernels MakeAttentionKernels() {
           .merge = Merge<L>,
           .finish = FinishHead<L>,
           .exp = ExpOne<L>,
-          .add_scaled = AddScaled<L>,
+          .sum_weights = SumWeights<L>,
           .widen_k = WidenK<L>,
           .widen_v = WidenV<L>};
 }

@@ -54,6 +54,13 @@ class Ranking {
     for (int j = 0; j < candidates(); ++j) out[j] /= Age(pos[j]);
   }
 
+  // The same, without a copy where the scores are the ranks.
+  const float* PlainRanks(int head, float* memory) const {
+    if (!rules_.normalize) return table_.scores + Row(head);
+    Scores(head, memory);
+    return memory;
+  }
+
   // What the n slots `evicted` of a head will hold is in `ring`, [n]; n may be 0.
   Extremes HeadExtremes(int head, int n, const int32_t* evicted, const int32_t* ring) const {
     std::vector<float> scores(candidates());
@@ -121,9 +128,8 @@ class ScoredPlacement {
   void PlaceHead(int head) const {
     Memory& memory = ThreadMemory();
     if (progress_.scored) {
-      ranking_.Scores(head, memory.ranks.data());
-      SelectLowest(memory.ranks.data(), rules_.sinks, ranking_.candidates(), chunk_.tokens,
-                   memory.evicted.data());
+      SelectLowest(ranking_.PlainRanks(head, memory.ranks.data()), rules_.sinks,
+                   ranking_.candidates(), chunk_.tokens, memory.evicted.data());
     } else {
       EvictWithoutScores(memory.evicted.data());
     }
