@@ -32,6 +32,8 @@ build_and_test() {
 build_and_test release ""
 if ! $quick; then
   build_and_test cpu "-LE slow"
-  # Threads meet in the pool, the transports, the engine and the services.
-  build_and_test tsan "-LE slow -R (parallel|transport|pipeline|engine|scheduler|stream|soak)" 
+  # Where threads meet: the pool, the transports, the pipeline, the engine, the services.
+  threaded=(cpu_device_test attend_test transport_test pipeline_test scheduler_test engine_test
+    rpc_stream_test rpc_service_test rpc_soak_test rpc_served_pipeline_test)
+  build_and_test tsan "-R ^($(IFS='|' && echo "${threaded[*]}"))\$" "${threaded[@]}"
 fi
