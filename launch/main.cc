@@ -89,6 +89,7 @@ int Main(int argc, char** argv) {
   AddServe(app, options, chosen);
   AddClient(app, options, chosen);
   AddScore(app, options, chosen);
+  AddEval(app, options, chosen);
   AddPlan(app, options, chosen);
   AddTokenize(app, options, chosen);
   AddBench(app, options, chosen);

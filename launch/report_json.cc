@@ -39,8 +39,7 @@ nlohmann::json ToJson(const CacheReport& report) {
           {"layers", std::move(layers)}};
 }
 
-absl::Status WriteJsonFile(const std::string& path, const nlohmann::json& json) {
-  const std::string text = json.dump() + "\n";
+absl::Status WriteTextFile(const std::string& path, const std::string& text) {
   FILE* file = std::fopen(path.c_str(), "wb");
   bool ok = file != nullptr;
   if (ok) {
@@ -51,6 +50,10 @@ absl::Status WriteJsonFile(const std::string& path, const nlohmann::json& json) 
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", std::strerror(errno)));
   }
   return absl::OkStatus();
+}
+
+absl::Status WriteJsonFile(const std::string& path, const nlohmann::json& json) {
+  return WriteTextFile(path, json.dump() + "\n");
 }
 
 absl::StatusOr<TimingFile> TimingFile::Open(const std::string& path) {

@@ -1,4 +1,4 @@
-// What commands print as JSON, and files of JSON that they write.
+// What commands print as JSON, and the files that they write.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ nlohmann::json ToJson(const Usage& usage);
 nlohmann::json ToJson(const Timings& timings);
 nlohmann::json ToJson(const CacheReport& report);
 
-// INVALID_ARGUMENT names the path where it cannot be written.
+// Both: INVALID_ARGUMENT names the path where it cannot be written.
+absl::Status WriteTextFile(const std::string& path, const std::string& text);
 absl::Status WriteJsonFile(const std::string& path, const nlohmann::json& json);
 
 // When each rank began and ended each step: [{"step", "rank", "begin_ms", "end_ms", "wait_ms"},

@@ -17,6 +17,7 @@ void AddGenerate(CLI::App& app, LaunchOptions& options, Command& chosen);
 void AddServe(CLI::App& app, LaunchOptions& options, Command& chosen);
 void AddClient(CLI::App& app, LaunchOptions& options, Command& chosen);
 void AddScore(CLI::App& app, LaunchOptions& options, Command& chosen);
+void AddEval(CLI::App& app, LaunchOptions& options, Command& chosen);
 void AddPlan(CLI::App& app, LaunchOptions& options, Command& chosen);
 void AddTokenize(CLI::App& app, LaunchOptions& options, Command& chosen);
 void AddBench(CLI::App& app, LaunchOptions& options, Command& chosen);

@@ -79,6 +79,69 @@ class Score(unittest.TestCase):
             self.assertEqual(len(out['sequences'][0]['logprobs']), 3)
 
 
+class Eval(unittest.TestCase):
+    def eval(self, *arguments, folder, **kw):
+        run('eval', '--model', LLAMA, '--dtype', 'f32', '--token-ids', f'{LLAMA}/expected.safetensors', '--window', 80,
+            '--kv-chunk', 8, '--out', f'{folder}/table', '--json-out', f'{folder}/json', '--svg-out', f'{folder}/svg',
+            '--scratch', folder, *arguments, **kw)
+        return {row['name']: row for row in json.loads(pathlib.Path(f'{folder}/json').read_text())}
+
+    def test_prices(self):
+        with tempfile.TemporaryDirectory() as folder:
+            rows = self.eval('--policies', 'dense,last_recent,h2o_vnorm+norm,qh2o', '--storages', 'plain,int8',
+                             '--fractions', '1,1/2', '--kv-sinks', 4, folder=folder)
+            self.assertEqual(len(rows), 2 + 4 + 4 + 2)
+            dense = rows['eval/dense/plain/80']
+            self.assertEqual((dense['windows'], dense['tokens']), (4, 4 * 79))
+            self.assertEqual((dense['delta_nll'], dense['kl']), (0, 0))
+            # A cache that never fills is the dense one, whatever its policy.
+            for policy in 'last_recent', 'h2o_vnorm+norm':
+                full = rows[f'eval/{policy}/plain/80']
+                self.assertLess(abs(full['delta_nll']), 1e-6)
+                self.assertLess(full['kl'], 1e-6)
+                self.assertEqual(full['evicting'], {'tokens': 0})
+                half = rows[f'eval/{policy}/plain/40']
+                self.assertEqual(half['evicting']['tokens'], 4 * 39)
+                self.assertGreater(half['kl'], 1e-5)
+                # Nothing is lost before the first eviction.
+                self.assertAlmostEqual(half['evicting']['kl'] * 39 / 79, half['kl'], 6)
+            int8 = rows['eval/dense/int8/80']
+            self.assertGreater(int8['kl'], 0)
+            self.assertLess(int8['kl'], 1e-3)
+            self.assertLess(int8['kl'], rows['eval/last_recent/plain/40']['kl'])
+            self.assertLess(int8['lane_bytes'], dense['lane_bytes'])
+            table = pathlib.Path(f'{folder}/table').read_text()
+            self.assertEqual(table.count('\n| '), 1 + len(rows))
+            self.assertIn('</svg>', pathlib.Path(f'{folder}/svg').read_text())
+            self.assertEqual(sorted(os.listdir(folder)), ['json', 'svg', 'table'], 'no logits stay behind')
+
+    def test_agrees_with_score_and_over_ranks(self):
+        flags = ['--policies', 'h2o', '--lengths', 40, '--windows', 3]
+        with tempfile.TemporaryDirectory() as folder:
+            rows = self.eval(*flags, folder=folder)
+            self.assertEqual(self.eval(*flags, '--ranks', 3, '--lanes', 2, folder=folder), rows)
+            ids = tensors(f'{LLAMA}/expected.safetensors')['token_ids'][1]
+            kind = 'i' if len(ids) == 2 * 160 * 4 else 'q'
+            ids = struct.unpack(f'<320{kind}', ids)
+            pathlib.Path(f'{folder}/ids').write_text(json.dumps([ids[:80], ids[80:160], ids[160:240]]))
+            out = json.loads(run('score', '--model', LLAMA, '--dtype', 'f32', '--token-ids', f'{folder}/ids',
+                                 '--kv-policy', 'h2o', '--kv-cache-length', 40, '--kv-grace', 10, '--kv-chunk', 8,
+                                 '--json').stdout)
+            self.assertAlmostEqual(rows['eval/h2o/plain/40']['nll'], out['mean_nll'], 9)
+
+    def test_refusals(self):
+        with tempfile.TemporaryDirectory() as folder:
+            def refused(*arguments, code=3):
+                ids = ['--token-ids', f'{LLAMA}/expected.safetensors']
+                return run('eval', '--model', LLAMA, *ids, *arguments, '--scratch', folder, code=code).stderr
+            self.assertIn('--window', refused())
+            self.assertIn('chunk_size', refused('--window', 80, '--kv-chunk', 64, '--lengths', 40))
+            self.assertIn('qh2o', refused('--window', 80, '--policies', 'qh2o', '--storages', 'plain'))
+            self.assertIn('int4', refused('--window', 80, '--storages', 'int2', code=2))
+            self.assertIn('--scratch', run('eval', '--model', LLAMA, '--token-ids', f'{LLAMA}/expected.safetensors',
+                                           '--window', 80, '--scratch', f'{folder}/none', code=3).stderr)
+
+
 class ExitCodes(unittest.TestCase):
     def test_usage(self):
         done = run('score', '--modell', LLAMA, code=2)
