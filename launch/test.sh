@@ -10,12 +10,12 @@ say() { printf '\n== %s\n' "$*"; }
 say "Installing what is missing"
 launch/install.sh
 
-say "Python for the checks against reference vectors"
+say "Python for the checks against reference vectors, and the Python client"
 if [[ ! -x build/venv/bin/python ]]; then
   python3 -m venv build/venv
 fi
 build/venv/bin/python -m pip install --quiet --disable-pip-version-check \
-  'numpy>=1.26,<3' 'safetensors>=0.4,<1'
+  'numpy>=1.26,<3' 'safetensors>=0.4,<1' 'pytest>=7,<9' rpc/python
 
 # Builds preset $1 with the targets that follow (default: all) and runs its tests, ctest flags in $2.
 build_and_test() {
