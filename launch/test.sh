@@ -32,8 +32,8 @@ build_and_test() {
 build_and_test release ""
 if ! $quick; then
   build_and_test cpu "-LE slow"
-  # Where threads meet: the pool, the transports, the pipeline, the engine, the services.
-  threaded=(cpu_device_test attend_test transport_test pipeline_test scheduler_test engine_test
-    rpc_stream_test rpc_service_test rpc_soak_test rpc_served_pipeline_test)
+  # Where threads meet: the pool, the transports, the pipeline, the engine. Debian's gRPC is not built
+  # for ThreadSanitizer; its services are watched by hand (CONTRIBUTING.md).
+  threaded=(cpu_device_test attend_test transport_test pipeline_test scheduler_test engine_test)
   build_and_test tsan "-R ^($(IFS='|' && echo "${threaded[*]}"))\$" "${threaded[@]}"
 fi

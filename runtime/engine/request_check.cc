@@ -110,11 +110,9 @@ std::vector<int> ChunksOf(const Request& request, const PipelineSpec& spec) {
   for (size_t l = 0; l < spec.cache_lengths.size(); ++l) {
     lengths.push_back(policy.length_of(static_cast<int>(l)));
   }
-  const int chunk =
-      policy.max_chunk > 0 ? std::min(policy.chunk_size, policy.max_chunk) : policy.chunk_size;
   const int tail = DecodeTail(request);
   std::vector<int> chunks =
-      PlanChunks(lengths, static_cast<int>(request.prompt.size()) - tail, chunk);
+      PlanChunks(lengths, static_cast<int>(request.prompt.size()) - tail, ChunkSize(policy));
   chunks.insert(chunks.end(), tail, 1);
   return chunks;
 }

@@ -1,5 +1,5 @@
-// Rendering against what the models' own templates give in Jinja (texts of the templates shortened
-// to what decides; expectations were made with jinja2 from the full ones).
+// Rendering against what the models' own templates say (their texts shortened to what decides;
+// expectations written out by hand).
 #include "runtime/text/chat_template.h"
 
 #include <gmock/gmock.h>
