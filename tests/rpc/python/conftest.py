@@ -32,7 +32,8 @@ def binary():
 @pytest.fixture(scope='session')
 def address(binary):
     """Of a server of a tiny model without a tokenizer, with two lanes of 128 slots."""
-    flags = ['--kv-cache-length', '128', '--lanes', '2', '--kv-enabled', 'last_recent,h2o']
+    flags = ['--kv-cache-length', '128', '--lanes', '2', '--kv-chunk', '16']
+    flags += ['--kv-enabled', 'last_recent,h2o']
     with serve(binary, LLAMA, *flags) as (_, where):
         yield where
 
