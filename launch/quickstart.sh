@@ -28,6 +28,8 @@ echo "$model"
 
 say "Starting two ranks under mpirun"
 log=$(mktemp)
+# Open MPI looks for ssh even where all ranks are on this host.
+command -v ssh >/dev/null || export OMPI_MCA_plm=isolated
 # A free port; the server says which, on the line that begins with 'ready'.
 mpirun --allow-run-as-root --oversubscribe --bind-to none -np 2 \
   "$keyline" serve --model "$model" --kv-policy last_recent --kv-cache-length 1024 --kv-sinks 4 \
