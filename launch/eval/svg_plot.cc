@@ -147,12 +147,13 @@ std::string ToSvg(const Plot& plot) {
   std::vector<std::string> colours;
   std::vector<std::string> styles;
   for (const PlotLine& line : plot.lines) {
-    const std::string colour = kColours[IndexOf(line.colour, colours) % std::size(kColours)];
-    const size_t style = IndexOf(line.style, styles);
     std::vector<std::pair<double, double>> pixels;
     for (const auto& point : line.points) {
       if (shown(point)) pixels.emplace_back(x.Pixel(point.first), y.Pixel(point.second));
     }
+    if (pixels.empty()) continue;
+    const std::string colour = kColours[IndexOf(line.colour, colours) % std::size(kColours)];
+    const size_t style = IndexOf(line.style, styles);
     if (pixels.size() > 1) svg += Polyline(pixels, colour, kDashes[style % std::size(kDashes)]);
     for (const auto& [at_x, at_y] : pixels) svg += Marker(style, at_x, at_y, colour);
   }

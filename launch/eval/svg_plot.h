@@ -10,7 +10,7 @@ namespace keyline {
 struct PlotLine {
   std::string colour;  // name in the legend: lines of one name share a colour
   std::string style;   // the same for dashes and the points' shape
-  std::vector<std::pair<double, double>> points;  // (x, y); where one is not > 0, it is left out
+  std::vector<std::pair<double, double>> points;  // (x, y); one that is not > 0 has no place
 };
 
 struct Plot {
