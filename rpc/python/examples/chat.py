@@ -41,7 +41,11 @@ def main() -> int:
     parser.add_argument('--temperature', type=float, default=0.7)
     parser.add_argument('--top-p', type=float, default=0.9)
     parser.add_argument('--max-new-tokens', type=int, default=512)
-    parser.add_argument('--cache-length', type=int, help='ask for H2O with so many slots')
+    parser.add_argument(
+        '--cache-length',
+        type=int,
+        help='ask for H2O with so many slots, which the server must enable',
+    )
     parser.add_argument('--ca', help='PEM file; the server has TLS')
     parser.add_argument('--token', help='bearer token; needs --ca')
     flags = parser.parse_args()
