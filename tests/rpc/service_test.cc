@@ -91,8 +91,10 @@ TEST(Generate, AFullQueueSaysWhenToTryAgain) {
 
 TEST(Generate, TooLargeARequestIsRefusedWithoutRetryInfo) {
   ServedQueue served;
-  const absl::Status status =
-      served.client().Generate(TextRequest(std::string((64 << 20) + 1, 'x'), 1)).status();
+  const absl::Status status = served.client()
+                                  .Generate(TextRequest(std::string((64 << 20) + 1, 'x'), 1),
+                                            {.deadline = absl::Now() + absl::Seconds(60)})
+                                  .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_FALSE(RetryDelay(status).has_value());
 }
