@@ -36,7 +36,8 @@ v1::GenerateRequest RequestOf(int client) {
   return request;
 }
 
-// The stream's tokens; fails the test where an index repeats or skips, or the stream does not end well.
+// The stream's tokens; fails the test where an index repeats or skips, or the stream does not end
+// well.
 std::vector<uint32_t> Stream(Client& client, int number) {
   std::vector<uint32_t> tokens;
   int finishes = 0;
