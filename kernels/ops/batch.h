@@ -30,13 +30,13 @@ struct Chunk {
 
 // One pass: chunks of different lanes, packed one behind the other. A lane occurs at most once.
 struct Batch {
-  int tokens = 0;            // sum over chunks
+  int tokens = 0;  // sum over chunks
   int chunks = 0;
-  int max_chunk_tokens = 0;  // most tokens of one chunk
-  const Chunk* chunk = nullptr;           // [chunks], device
-  const int32_t* token_ids = nullptr;     // [tokens], device
-  const int32_t* positions = nullptr;     // [tokens], device: position in its own sequence
-  const int32_t* token_chunk = nullptr;   // [tokens], device: index of the token's chunk
+  int max_chunk_tokens = 0;              // most tokens of one chunk
+  const Chunk* chunk = nullptr;          // [chunks], device
+  const int32_t* token_ids = nullptr;    // [tokens], device
+  const int32_t* positions = nullptr;    // [tokens], device: position in its own sequence
+  const int32_t* token_chunk = nullptr;  // [tokens], device: index of the token's chunk
 };
 
 // Rotary embedding: angles come from float64, stored as float32 pairs (cos, sin).
@@ -61,7 +61,7 @@ struct AttentionSpec {
   int window = 0;     // a query at p sees positions > p - window; 0 = all
   float softcap = 0;  // c * tanh(s / c) on scaled logits; 0 = none
   Rope rope;
-  RmsNorm q_norm;     // per head, before RoPE; weight null = none
+  RmsNorm q_norm;  // per head, before RoPE; weight null = none
   RmsNorm k_norm;
 };
 
@@ -80,8 +80,8 @@ constexpr int kMaxTopLogProbs = 20;
 
 // What sampling says of one row of logits.
 struct SampledToken {
-  int32_t token = -1;   // -1: no finite logit
-  float logprob = 0;    // natural log of softmax over the whole vocabulary, temperature 1
+  int32_t token = -1;      // -1: no finite logit
+  float logprob = 0;       // natural log of softmax over the whole vocabulary, temperature 1
   int32_t non_finite = 0;  // how many logits were NaN or infinite
 };
 

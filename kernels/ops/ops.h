@@ -43,10 +43,10 @@ void MatMulAdd(Stream& s, TensorView out, TensorView in, const Weight& w);
 // out = norm(in) * w^T (+ bias).
 void NormMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w);
 
-// out = act(norm(in) * gate^T) * (norm(in) * up^T).  w: [2 * inner, dim], the gate's rows first, then
-// up's; out: [n, inner].
-void NormGatedMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm,
-                     const Weight& w, Activation activation);
+// out = act(norm(in) * gate^T) * (norm(in) * up^T).  w: [2 * inner, dim], the gate's rows first,
+// then up's; out: [n, inner].
+void NormGatedMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w,
+                     Activation activation);
 
 // out[i, :] = in[rows[i], :].  rows: int32 [n], device.
 void GatherRows(Stream& s, TensorView out, TensorView in, const int32_t* rows);

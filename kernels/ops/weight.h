@@ -1,7 +1,8 @@
 // Weight: a matrix as its backend wants it.
 //
 // The memory layout and the number format belong to the weight, so that a family of models says
-// `MatMul(out, in, w)` whatever the checkpoint held. Only the backend that packed a Weight reads it.
+// `MatMul(out, in, w)` whatever the checkpoint held. Only the backend that packed a Weight reads
+// it.
 #pragma once
 
 #include <cstdint>
