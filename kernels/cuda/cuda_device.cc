@@ -20,13 +20,28 @@ CurrentDevice::CurrentDevice(int index) {
 
 CurrentDevice::~CurrentDevice() { CUDA_CHECK(cudaSetDevice(previous_)); }
 
-CudaStream::CudaStream(Device& device, int index) : Stream(device) {
+CudaStream::CudaStream(Device& device, int index) : Stream(device), index_(index) {
   const CurrentDevice current(index);
   // Non-blocking: not ordered against the default stream, which nobody here works on.
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
 }
 
-CudaStream::~CudaStream() { CUDA_CHECK(cudaStreamDestroy(stream_)); }
+CudaStream::~CudaStream() {
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  CUDA_CHECK(cudaFree(scratch_));
+  CUDA_CHECK(cudaStreamDestroy(stream_));
+}
+
+void* CudaStream::Scratch(size_t bytes) {
+  if (bytes > scratch_bytes_) {
+    const CurrentDevice current(index_);
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    CUDA_CHECK(cudaFree(scratch_));
+    CUDA_CHECK(cudaMalloc(&scratch_, bytes));
+    scratch_bytes_ = bytes;
+  }
+  return scratch_;
+}
 
 void CudaStream::CopyAsync(void* to, const void* from, size_t bytes) {
   CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));

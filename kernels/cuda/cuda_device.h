@@ -36,8 +36,16 @@ class CudaStream final : public Stream {
 
   cudaStream_t get() const { return stream_; }
 
+  // Memory for what one operation leaves to its own next kernel: at least `bytes`, aligned to 256,
+  // valid for work enqueued before the next call. Grows by waiting for the stream, so a first pass
+  // of the largest size makes it fixed.
+  void* Scratch(size_t bytes);
+
  private:
+  const int index_;
   cudaStream_t stream_ = nullptr;
+  void* scratch_ = nullptr;
+  size_t scratch_bytes_ = 0;
 };
 
 class CudaEvent final : public Event {
@@ -73,5 +81,8 @@ class CudaDevice final : public Device {
 
 // REQUIRES: a stream of a CudaDevice.
 inline cudaStream_t Native(Stream& stream) { return static_cast<CudaStream&>(stream).get(); }
+inline void* Scratch(Stream& stream, size_t bytes) {
+  return static_cast<CudaStream&>(stream).Scratch(bytes);
+}
 
 }  // namespace keyline::cuda
