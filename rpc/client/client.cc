@@ -32,8 +32,13 @@ constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
 constexpr absl::Duration kLongestPause = absl::Seconds(2);
 constexpr absl::Duration kReadyPause = absl::Milliseconds(50);
 
+// The status of a call that was not cancelled here. CANCELLED is then a connection that a server
+// reset as it ended: streams that came in too late.
 absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
+  if (status.error_code() == grpc::StatusCode::CANCELLED) {
+    return absl::UnavailableError("the server ended");
+  }
   absl::Status result(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
   google::rpc::Status details;
   if (details.ParseFromString(status.error_details())) {
@@ -152,7 +157,9 @@ class RetryingStream final : public EventStream {
         any_ = true;
         return true;
       }
-      status_ = FromGrpc(reader_->Finish());
+      const grpc::Status end = reader_->Finish();
+      const bool cancelled = Cancelled() && end.error_code() == grpc::StatusCode::CANCELLED;
+      status_ = cancelled ? absl::CancelledError("cancelled") : FromGrpc(end);
       if (any_ || Cancelled() || !retry_.Again(status_)) {
         finished_ = true;
       } else {

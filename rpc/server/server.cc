@@ -8,12 +8,13 @@
 #include <grpcpp/server_builder.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <algorithm>
 #include <chrono>
 #include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
 #include "rpc/connection/credentials.h"
 #include "rpc/connection/listener.h"
@@ -29,6 +30,9 @@ constexpr int kMaxMessageBytes = 64 << 20;  // a prompt of 10 million token ids
 constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kMaxStreamsPerConnection = 4096;
 constexpr size_t kMaxMemoryBytes = 512 << 20;  // of gRPC's buffers
+// From the begin of a drain on, for this long at least: calls that are on their way are told
+// UNAVAILABLE; once gRPC shuts down it resets them.
+constexpr absl::Duration kRefusing = absl::Milliseconds(500);
 // After the last call has ended: time for its status to leave, and for health watchers to be told.
 constexpr absl::Duration kParting = absl::Milliseconds(200);
 
@@ -103,13 +107,16 @@ class GrpcServer final : public Server {
   const std::string& address() const override { return listener_->address(); }
 
   void BeginDrain() override {
+    std::call_once(drain_begun_, [this] { refuse_until_ = absl::Now() + kRefusing; });
     gate_.Close();
     server_->GetHealthCheckService()->SetServingStatus(kReadyService, false);
   }
 
   bool Shutdown(absl::Duration limit) override {
+    const absl::Time deadline = absl::Now() + limit;
     BeginDrain();
     const bool all_finished = gate_.WaitEmpty(limit);
+    absl::SleepFor(std::min(refuse_until_, deadline) - absl::Now());
     listener_->Stop();
     server_->Shutdown(std::chrono::system_clock::now() +
                       absl::ToChronoMilliseconds(all_finished ? kParting : absl::ZeroDuration()));
@@ -132,6 +139,8 @@ class GrpcServer final : public Server {
   RequestQueue& queue_;
   const std::function<void()> on_drain_;
   std::once_flag drain_requested_;
+  std::once_flag drain_begun_;
+  absl::Time refuse_until_;
   const std::unique_ptr<Listener> listener_;
   CallGate gate_;
   InferenceService inference_;

@@ -30,6 +30,15 @@ def test_each_status_has_its_exception(connect, code):
         )
 
 
+@pytest.mark.parametrize('message', ['', 'CANCELLED'])
+def test_a_reset_that_nobody_asked_for_is_a_server_gone(connect, message):
+    server = ScriptedServer([Refusal(grpc.StatusCode.CANCELLED, message)], [ANSWER])
+    with server.serving() as address:
+        with pytest.raises(keyline.Unavailable, match='the server ended'):
+            connect(address, max_attempts=1).generate('x')
+        assert connect(address).generate('x').token_ids == [7]
+
+
 def test_fields_are_named(connect):
     bad = Refusal(
         grpc.StatusCode.INVALID_ARGUMENT, 'top_p: got 2', fields=[('sampling.top_p', 'got 2')]

@@ -141,6 +141,11 @@ def error_from_rpc(error: Any) -> Error:
         elif detail.Is(_RetryInfo.DESCRIPTOR):
             delay = _RetryInfo.FromString(detail.value).retry_delay
             retry_delay = delay.seconds + delay.nanos * 1e-9
-    return _KINDS.get(error.code(), Error)(
+    code = error.code()
+    if code == grpc.StatusCode.CANCELLED and (error.details() or code.name) == code.name:
+        # Whoever cancels says so, here or in the server. This is the connection of a server that
+        # has ended: HTTP/2 resets the streams that came in too late.
+        return Unavailable('the server ended')
+    return _KINDS.get(code, Error)(
         error.details() or '', field_violations=tuple(violations), retry_delay=retry_delay
     )
