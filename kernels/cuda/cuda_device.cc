@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/matmul/gemm_plans.h"
 #include "kernels/cuda/open_cuda.h"
 #include "kernels/ops/op_table.h"
 
@@ -24,9 +25,11 @@ CudaStream::CudaStream(Device& device, int index) : Stream(device), index_(index
   const CurrentDevice current(index);
   // Non-blocking: not ordered against the default stream, which nobody here works on.
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, index));
 }
 
 CudaStream::~CudaStream() {
+  const CurrentDevice current(index_);
   CUDA_CHECK(cudaStreamSynchronize(stream_));
   CUDA_CHECK(cudaFree(scratch_));
   CUDA_CHECK(cudaStreamDestroy(stream_));
@@ -41,6 +44,14 @@ void* CudaStream::Scratch(size_t bytes) {
     scratch_bytes_ = bytes;
   }
   return scratch_;
+}
+
+GemmPlans& CudaStream::gemm_plans() {
+  if (gemm_plans_ == nullptr) {
+    const CurrentDevice current(index_);
+    gemm_plans_ = std::make_unique<GemmPlans>();
+  }
+  return *gemm_plans_;
 }
 
 void CudaStream::CopyAsync(void* to, const void* from, size_t bytes) {

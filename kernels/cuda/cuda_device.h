@@ -14,6 +14,8 @@
 
 namespace keyline::cuda {
 
+class GemmPlans;
+
 // Makes `index` the calling thread's current device, and the one before again at the end.
 class CurrentDevice {
  public:
@@ -40,12 +42,16 @@ class CudaStream final : public Stream {
   // valid for work enqueued before the next call. Grows by waiting for the stream, so a first pass
   // of the largest size makes it fixed.
   void* Scratch(size_t bytes);
+  GemmPlans& gemm_plans();
+  int multiprocessors() const { return multiprocessors_; }
 
  private:
   const int index_;
   cudaStream_t stream_ = nullptr;
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
+  int multiprocessors_ = 0;
+  std::unique_ptr<GemmPlans> gemm_plans_;
 };
 
 class CudaEvent final : public Event {
@@ -81,6 +87,9 @@ class CudaDevice final : public Device {
 
 // REQUIRES: a stream of a CudaDevice.
 inline cudaStream_t Native(Stream& stream) { return static_cast<CudaStream&>(stream).get(); }
+inline int Multiprocessors(Stream& stream) {
+  return static_cast<CudaStream&>(stream).multiprocessors();
+}
 inline void* Scratch(Stream& stream, size_t bytes) {
   return static_cast<CudaStream&>(stream).Scratch(bytes);
 }

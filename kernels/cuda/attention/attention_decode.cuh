@@ -1,0 +1,269 @@
+// Attention of chunks of one token on tensor cores, the slots of a lane split over blocks.
+//
+// The query heads of a KV head are the rows of one 16-row product (more than 16: several). A block
+// streams kSplitSlots slots through shared memory, three tiles ahead; each of its warps takes 16
+// slots of a tile with sums of its own, merged at the end. What a block knows of its slots (m, l,
+// o) goes to scratch, and so do the logits where mass is wanted. A second kernel merges the blocks
+// and turns logits into mass. Splits are fixed ranges of slots: nothing depends on the batch.
+#pragma once
+
+#include "kernels/cuda/attention/kv_tiles.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+namespace keyline::cuda {
+
+constexpr int kDecodeWarps = 4;
+constexpr int kDecodeThreads = kDecodeWarps * kWarp;
+constexpr int kDecodeRows = 16;
+constexpr int kDecodeSlots = 16 * kDecodeWarps;  // of a tile
+
+// The part of one (chunk, KV head, split): m [group], l [group], o [group, head_dim].
+struct DecodePart {
+  float* m;
+  float* l;
+  float* o;
+
+  __device__ DecodePart(const AttentionArguments& a, int chunk, int kv_head, int split) {
+    const int splits = (a.kv.slots + kSplitSlots - 1) / kSplitSlots;
+    const size_t index = (size_t(chunk) * a.kv.kv_heads + kv_head) * splits + split;
+    m = a.parts + index * (size_t(a.group) * (a.kv.head_dim + 2));
+    l = m + a.group;
+    o = l + a.group;
+  }
+};
+
+// Logits [group, slots] of one chunk and KV head.
+__device__ inline float* DecodeLogits(const AttentionArguments& a, int chunk, int kv_head) {
+  return a.logits + (size_t(chunk) * a.kv.kv_heads + kv_head) * a.group * a.kv.slots;
+}
+
+template <class T, int kDim>
+struct DecodeShared {
+  // Three tiles ahead where they leave room for two blocks on a multiprocessor.
+  static constexpr int kStages = kDim <= 128 ? 3 : 2;
+  static constexpr size_t kQ = Tile<T, kDim>::Bytes(kDecodeRows);
+  static constexpr size_t kTile = Tile<T, kDim>::Bytes(kDecodeSlots);
+  static constexpr size_t kTiles = 2 * kStages * kTile;
+  static constexpr size_t kMerge = size_t(kDecodeWarps) * kDecodeRows * (kDim + 2) * sizeof(float);
+  static constexpr size_t kBytes = kQ + (kTiles > kMerge ? kTiles : kMerge);
+};
+
+// Grid: (splits, kv_heads * row tiles, chunks).
+template <class T, int kDim>
+__global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionArguments a) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  using Shared = DecodeShared<T, kDim>;
+  constexpr int kStages = Shared::kStages;
+  const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y % a.kv.kv_heads);
+  const int first_slot = blockIdx.x * kSplitSlots;
+  if (t.chunk.tokens != 1 || first_slot >= t.used) return;
+  const int first_row = blockIdx.y / a.kv.kv_heads * kDecodeRows;
+  const int rows = min(kDecodeRows, a.group - first_row);
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+
+  const Tile<T, kDim> q = {reinterpret_cast<T*>(shared)};
+  const auto k_tile = [&](int i) {
+    return Tile<T, kDim>{reinterpret_cast<T*>(shared + Shared::kQ + i % kStages * Shared::kTile)};
+  };
+  const auto v_tile = [&](int i) {
+    return Tile<T, kDim>{
+        reinterpret_cast<T*>(shared + Shared::kQ + (kStages + i % kStages) * Shared::kTile)};
+  };
+  const KvHead k = HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head);
+  const KvHead v = HeadOf(a.kv.v, a.kv.v_format, a.kv, t.chunk.lane, t.kv_head);
+  const int slots = min(kSplitSlots, t.used - first_slot);
+  const int tiles = (slots + kDecodeSlots - 1) / kDecodeSlots;
+  const auto fill = [&](int i) {
+    if (i < tiles) {
+      const int first = first_slot + i * kDecodeSlots;
+      FillKv(k_tile(i), k, a.kv.k_format, first, kDecodeSlots, t.used);
+      FillKv(v_tile(i), v, a.kv.v_format, first, kDecodeSlots, t.used);
+    }
+    CommitCopies();
+  };
+  FillQueries(q, a, t, first_row, kDecodeRows);
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) fill(i);
+
+  const int position = t.chunk.first_position;
+  const int lowest = LowestSeen(a, position);
+  const LogitRule logit(a);
+  float* const logits =
+      t.mass ? DecodeLogits(a, blockIdx.z, t.kv_head) + size_t(first_row) * a.kv.slots : nullptr;
+  float m[2] = {-INFINITY, -INFINITY};
+  float l[2] = {0, 0};
+  float o[kDim / 8][4] = {};
+
+  for (int i = 0; i < tiles; ++i) {
+    fill(i + kStages - 1);
+    WaitForCopies<kStages - 1>();
+    __syncthreads();
+    // Of this warp's slots, the lane's columns: n * 8 + lane % 4 * 2 + {0, 1}.
+    const int warp_slot = first_slot + i * kDecodeSlots + warp * 16;
+    float s[2][4] = {};
+    const Tile<T, kDim> keys = k_tile(i);
+#pragma unroll
+    for (int d = 0; d < kDim; d += 16) {
+      uint32_t x[4], b[4];
+      LoadTiles(x, q.row(lane % 16) + d + lane / 16 * 8);
+      LoadTiles(b, keys.row(warp * 16 + lane / 16 * 8 + lane % 8) + d + lane / 8 % 2 * 8);
+      MultiplyAdd<T>(s[0], x, b[0], b[1]);
+      MultiplyAdd<T>(s[1], x, b[2], b[3]);
+    }
+    float new_m[2] = {m[0], m[1]};
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int slot = warp_slot + n * 8 + lane % 4 * 2 + j % 2;
+        const int p = slot < t.used ? t.slot_pos[slot] : -1;
+        s[n][j] = p > lowest && p <= position ? logit(s[n][j]) : -INFINITY;
+        const int row = lane / 4 + j / 2 * 8;
+        if (logits != nullptr && row < rows && slot < t.used) {
+          logits[size_t(row) * a.kv.slots + slot] = s[n][j];
+        }
+        new_m[j / 2] = fmaxf(new_m[j / 2], s[n][j]);
+      }
+    }
+    float base[2], shrink[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      new_m[r] = fmaxf(new_m[r], __shfl_xor_sync(kAllLanes, new_m[r], 1));
+      new_m[r] = fmaxf(new_m[r], __shfl_xor_sync(kAllLanes, new_m[r], 2));
+      base[r] = new_m[r] == -INFINITY ? 0.0f : new_m[r];
+      shrink[r] = Exp2(m[r] - base[r]);
+      m[r] = new_m[r];
+      l[r] *= shrink[r];
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        s[n][j] = Exp2(s[n][j] - base[j / 2]);
+        l[j / 2] += s[n][j];
+      }
+    }
+    const uint32_t p[4] = {PackTwo<T>(s[0][0], s[0][1]), PackTwo<T>(s[0][2], s[0][3]),
+                           PackTwo<T>(s[1][0], s[1][1]), PackTwo<T>(s[1][2], s[1][3])};
+    const Tile<T, kDim> values = v_tile(i);
+#pragma unroll
+    for (int d = 0; d < kDim; d += 16) {
+      uint32_t b[4];
+      LoadTilesTransposed(b, values.row(warp * 16 + lane % 16) + d + lane / 16 * 8);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) o[d / 8 + h][j] *= shrink[j / 2];
+        MultiplyAdd<T>(o[d / 8 + h], p, b[2 * h], b[2 * h + 1]);
+      }
+    }
+    __syncthreads();
+  }
+
+  // The warps' sums, merged in their order.
+  WaitForCopies<0>();
+  float* const merge = reinterpret_cast<float*>(shared + Shared::kQ);
+  float* const part_m = merge + size_t(kDecodeWarps) * kDecodeRows * kDim;
+  float* const part_l = part_m + kDecodeWarps * kDecodeRows;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    l[r] += __shfl_xor_sync(kAllLanes, l[r], 1);
+    l[r] += __shfl_xor_sync(kAllLanes, l[r], 2);
+    const int row = warp * kDecodeRows + lane / 4 + r * 8;
+    if (lane % 4 == 0) {
+      part_m[row] = m[r];
+      part_l[row] = l[r];
+    }
+#pragma unroll
+    for (int d = 0; d < kDim / 8; ++d) {
+      *reinterpret_cast<float2*>(merge + size_t(row) * kDim + d * 8 + lane % 4 * 2) =
+          make_float2(o[d][2 * r], o[d][2 * r + 1]);
+    }
+  }
+  __syncthreads();
+  const DecodePart part(a, blockIdx.z, t.kv_head, blockIdx.x);
+  for (int i = threadIdx.x; i < rows * kDim; i += kDecodeThreads) {
+    const int row = i / kDim;
+    const int d = i % kDim;
+    float top = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) top = fmaxf(top, part_m[w * kDecodeRows + row]);
+    const float from = top == -INFINITY ? 0.0f : top;
+    float sum = 0;
+    float length = 0;
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      const float share = Exp2(part_m[w * kDecodeRows + row] - from);
+      sum = fmaf(share, merge[size_t(w * kDecodeRows + row) * kDim + d], sum);
+      length = fmaf(share, part_l[w * kDecodeRows + row], length);
+    }
+    part.o[size_t(first_row + row) * kDim + d] = sum;
+    if (d == 0) {
+      part.m[first_row + row] = top;
+      part.l[first_row + row] = length;
+    }
+  }
+}
+
+// Grid: (1 + splits if mass is taken, kv_heads, chunks): block 0 merges the parts, the others turn
+// the logits of a split into mass. Dynamic shared memory: one float a query head.
+template <class T>
+__global__ void __launch_bounds__(kDecodeThreads) MergeDecode(const AttentionArguments a) {
+  extern __shared__ float lse[];
+  const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
+  if (t.chunk.tokens != 1) return;
+  const int splits = (t.used + kSplitSlots - 1) / kSplitSlots;
+  const int split = static_cast<int>(blockIdx.x) - 1;
+  if (split >= 0 && (!t.mass || split >= splits)) return;
+  const int dim = a.kv.head_dim;
+
+  if (split < 0) {
+    T* const out = static_cast<T*>(a.out) + t.chunk.first_token * a.out_stride +
+                   size_t(t.kv_head) * a.group * dim;
+    for (int i = threadIdx.x; i < a.group * dim; i += kDecodeThreads) {
+      const int head = i / dim;
+      float top = -INFINITY;
+      for (int s = 0; s < splits; ++s) {
+        top = fmaxf(top, DecodePart(a, blockIdx.z, t.kv_head, s).m[head]);
+      }
+      const float from = top == -INFINITY ? 0.0f : top;
+      float sum = 0;
+      float length = 0;
+      for (int s = 0; s < splits; ++s) {
+        const DecodePart part(a, blockIdx.z, t.kv_head, s);
+        const float share = Exp2(part.m[head] - from);
+        sum = fmaf(share, part.o[i], sum);
+        length = fmaf(share, part.l[head], length);
+      }
+      out[i] = FromFloat<T>(length > 0 ? sum / length : 0.0f);
+    }
+    return;
+  }
+  for (int head = threadIdx.x; head < a.group; head += kDecodeThreads) {
+    float top = -INFINITY;
+    for (int s = 0; s < splits; ++s) {
+      top = fmaxf(top, DecodePart(a, blockIdx.z, t.kv_head, s).m[head]);
+    }
+    const float from = top == -INFINITY ? 0.0f : top;
+    float length = 0;
+    for (int s = 0; s < splits; ++s) {
+      const DecodePart part(a, blockIdx.z, t.kv_head, s);
+      length = fmaf(Exp2(part.m[head] - from), part.l[head], length);
+    }
+    lse[head] = length > 0 ? top + log2f(length) : INFINITY;
+  }
+  __syncthreads();
+  const float* logits = DecodeLogits(a, blockIdx.z, t.kv_head);
+  float* const mass = a.mass + (size_t(blockIdx.z) * a.kv.kv_heads + t.kv_head) * a.kv.slots;
+  const int end = min((split + 1) * kSplitSlots, t.used);
+  for (int slot = split * kSplitSlots + threadIdx.x; slot < end; slot += kDecodeThreads) {
+    float sum = 0;
+    for (int head = 0; head < a.group; ++head) {
+      sum += Exp2(logits[size_t(head) * a.kv.slots + slot] - lse[head]);
+    }
+    mass[slot] = sum / static_cast<float>(a.group);
+  }
+}
+
+}  // namespace keyline::cuda

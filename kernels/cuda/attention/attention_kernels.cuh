@@ -1,0 +1,81 @@
+// The ways of attention. Private to this folder; attention.cu chooses.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/ops/batch.h"
+#include "kernels/ops/cache_memory.h"
+
+namespace keyline::cuda {
+
+// What all kernels of one call read. Pointers are device memory.
+struct AttentionArguments {
+  void* out;  // [tokens, heads * head_dim]
+  int64_t out_stride;
+  const void* qkv;  // rotated queries in front
+  int64_t qkv_stride;
+  float* mass;    // [chunks, kv_heads, slots], or null
+  float* lse;     // scratch [tokens, heads]: log-sum-exp of each row; null without mass
+  float* parts;   // scratch of decode: see attention_decode.cuh
+  float* logits;  // scratch of decode with mass: [chunks, heads, slots]
+  const Chunk* chunk;
+  KvMemory kv;
+  const LaneRules* rules;
+  const int32_t* slot_pos;
+  int heads;
+  int group;  // query heads of a KV head
+  float scale;
+  float softcap;
+  int window;
+};
+
+// One chunk and KV head.
+struct AttentionTask {
+  Chunk chunk;
+  int kv_head;
+  int used;   // slots of the lane in use
+  bool mass;  // is taken
+  // The sequence has not evicted yet: slot == position.
+  bool in_order;
+  const int32_t* slot_pos;
+};
+
+__device__ inline AttentionTask TaskOf(const AttentionArguments& a, int chunk, int kv_head) {
+  AttentionTask t;
+  t.chunk = a.chunk[chunk];
+  t.kv_head = kv_head;
+  const LaneRules& rules = a.rules[t.chunk.lane];
+  const int tokens = t.chunk.first_position + t.chunk.tokens;
+  t.in_order = tokens <= rules.length;
+  t.used = t.in_order ? tokens : rules.length;
+  t.mass = a.mass != nullptr && t.chunk.takes_mass != 0 && rules.wants_mass != 0;
+  t.slot_pos = a.slot_pos + (size_t(t.chunk.lane) * a.kv.kv_heads + kv_head) * a.kv.slots;
+  return t;
+}
+
+// A query at p sees positions in (LowestSeen(p), p]. Empty slots are -1 and never seen.
+__device__ inline int LowestSeen(const AttentionArguments& a, int p) {
+  return a.window > 0 && p >= a.window ? p - a.window : -1;
+}
+
+// attention_simt.cu: any head size up to 256, any format, exact in float32.
+constexpr int kMostHeadDim = 256;
+template <class T>
+void AttendSimt(cudaStream_t stream, const AttentionArguments& a, const Batch& batch);
+
+// attention_mma_{bf16,f16}.cu: on tensor cores, for the head sizes of HasMma. T: __half or
+// __nv_bfloat16, the type of activations and of a plain cache.
+bool HasMma(int head_dim);
+template <class T>
+void AttendMma(cudaStream_t stream, const AttentionArguments& a, const Batch& batch);
+
+// Scratch of AttendMma for chunks of one token.
+constexpr int kSplitSlots = 256;  // of a block
+inline int SplitsOf(const KvMemory& kv) { return (kv.slots + kSplitSlots - 1) / kSplitSlots; }
+// Per chunk and KV head and split: m [group], l [group], o [group, head_dim].
+inline size_t PartFloats(int group, int head_dim) { return size_t(group) * (head_dim + 2); }
+
+}  // namespace keyline::cuda

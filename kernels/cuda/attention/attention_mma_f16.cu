@@ -1,0 +1,7 @@
+#include "kernels/cuda/attention/attention_mma.cuh"
+
+namespace keyline::cuda {
+
+template void AttendMma<__half>(cudaStream_t, const AttentionArguments&, const Batch&);
+
+}  // namespace keyline::cuda

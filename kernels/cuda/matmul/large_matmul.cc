@@ -1,0 +1,185 @@
+// Products of many rows: cuBLASLt, with the fastest of its algorithms for each shape.
+//
+// cuBLASLt is column major: out^T [outputs, rows] = w [outputs, inputs] * in^T [inputs, rows],
+// where our row-major w is a column-major matrix to be transposed. Algorithms that split the inputs
+// over blocks are left out: those that do not all add them up in the same order, so that the
+// choice, which is timed, and the number of rows do not show in the result.
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+#include <map>
+#include <tuple>
+#include <vector>
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/matmul/gemm_plans.h"
+#include "kernels/cuda/matmul/product.h"
+#include "kernels/cuda/matmul/weight_layout.h"
+
+namespace keyline::cuda {
+namespace {
+
+constexpr size_t kWorkspaceBytes = 32 << 20;
+constexpr int kCandidates = 8;
+constexpr int kTimedRuns = 3;
+
+void CheckCublas(cublasStatus_t code, const char* call) {
+  CHECK(code == CUBLAS_STATUS_SUCCESS) << call << ": " << cublasLtGetStatusString(code);
+}
+#define CUBLAS_CHECK(call) CheckCublas((call), #call)
+
+cudaDataType_t TypeOf(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return CUDA_R_32F;
+    case DType::kF16:
+      return CUDA_R_16F;
+    case DType::kBF16:
+      return CUDA_R_16BF;
+    default:
+      LOG(FATAL) << "no product in " << Name(dtype);
+  }
+}
+
+class Layout {
+ public:
+  Layout(DType dtype, int64_t rows, int64_t cols, int64_t stride) {
+    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&layout_, TypeOf(dtype), rows, cols, stride));
+  }
+  ~Layout() { cublasLtMatrixLayoutDestroy(layout_); }
+  Layout(const Layout&) = delete;
+  Layout& operator=(const Layout&) = delete;
+  cublasLtMatrixLayout_t get() const { return layout_; }
+
+ private:
+  cublasLtMatrixLayout_t layout_;
+};
+
+// Largest power of two that divides the address, up to 256.
+uint32_t AlignmentOf(const void* data) {
+  return 1u << std::min(8, std::countr_zero(reinterpret_cast<uintptr_t>(data) | 256));
+}
+
+}  // namespace
+
+// What is known of one shape.
+struct GemmPlans::State {
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool, uint32_t,
+                         uint32_t, uint32_t>;
+  cublasLtHandle_t handle = nullptr;
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatmulPreference_t preference = nullptr;
+  void* workspace = nullptr;
+  std::map<Key, cublasLtMatmulAlgo_t> algorithms;
+};
+
+GemmPlans::GemmPlans() : state_(std::make_unique<State>()) {
+  CUBLAS_CHECK(cublasLtCreate(&state_->handle));
+  CUBLAS_CHECK(cublasLtMatmulDescCreate(&state_->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(state_->desc, CUBLASLT_MATMUL_DESC_TRANSA,
+                                              &transposed, sizeof(transposed)));
+  CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&state_->preference));
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    CUBLAS_CHECK(
+        cublasLtMatmulPreferenceSetAttribute(state_->preference, attribute, &value, sizeof(value)));
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
+  CUDA_CHECK(cudaMalloc(&state_->workspace, kWorkspaceBytes));
+}
+
+GemmPlans::~GemmPlans() {
+  cublasLtMatmulPreferenceDestroy(state_->preference);
+  cublasLtMatmulDescDestroy(state_->desc);
+  cublasLtDestroy(state_->handle);
+  cudaFree(state_->workspace);
+}
+
+void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const Weight& w, bool add) {
+  const int64_t rows = in.rows();
+  const Layout a(w.dtype, w.cols, w.rows, PaddedCols(w.cols));
+  const Layout b(in.dtype, w.cols, rows, in.strides[0]);
+  const Layout c(out.dtype, w.rows, rows, out.strides[0]);
+  const float one = 1;
+  const float beta = add ? 1 : 0;
+  State& state = *state_;
+  const auto multiply = [&](void* to, const Layout& d, const cublasLtMatmulAlgo_t& algorithm) {
+    return cublasLtMatmul(state.handle, state.desc, &one, w.data, a.get(), in.data, b.get(), &beta,
+                          out.data, c.get(), to, d.get(), &algorithm, state.workspace,
+                          kWorkspaceBytes, stream);
+  };
+  const State::Key key = {rows,
+                          w.rows,
+                          w.cols,
+                          in.strides[0],
+                          out.strides[0],
+                          in.dtype,
+                          out.dtype,
+                          add,
+                          AlignmentOf(w.data),
+                          AlignmentOf(in.data),
+                          AlignmentOf(out.data)};
+  auto found = state.algorithms.find(key);
+  if (found == state.algorithms.end()) {
+    const auto align = [&](cublasLtMatmulPreferenceAttributes_t attribute, uint32_t bytes) {
+      CUBLAS_CHECK(
+          cublasLtMatmulPreferenceSetAttribute(state.preference, attribute, &bytes, sizeof(bytes)));
+    };
+    align(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, AlignmentOf(w.data));
+    align(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, AlignmentOf(in.data));
+    align(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, AlignmentOf(out.data));
+    align(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, AlignmentOf(out.data));
+    cublasLtMatmulHeuristicResult_t candidates[kCandidates];
+    int count = 0;
+    CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(state.handle, state.desc, a.get(), b.get(), c.get(),
+                                                c.get(), state.preference, kCandidates, candidates,
+                                                &count));
+    CHECK_GT(count, 0) << "cuBLASLt has no algorithm for " << rows << " x " << w.rows << " x "
+                       << w.cols << " " << Name(w.dtype);
+    int best = 0;
+    cudaStreamCaptureStatus capturing;
+    CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
+    void* elsewhere = nullptr;  // the product must not be added to out more than once
+    if (count > 1 && capturing == cudaStreamCaptureStatusNone &&
+        cudaMalloc(&elsewhere, BytesOf(out.dtype, rows * w.rows)) == cudaSuccess) {
+      const Layout d(out.dtype, w.rows, rows, w.rows);
+      cudaEvent_t begin, end;
+      CUDA_CHECK(cudaEventCreate(&begin));
+      CUDA_CHECK(cudaEventCreate(&end));
+      float best_ms = std::numeric_limits<float>::infinity();
+      for (int i = 0; i < count; ++i) {
+        // An algorithm may not take the other stride; it then keeps its place behind the others.
+        if (multiply(elsewhere, d, candidates[i].algo) != CUBLAS_STATUS_SUCCESS) continue;
+        CUDA_CHECK(cudaEventRecord(begin, stream));
+        for (int run = 0; run < kTimedRuns; ++run) {
+          CUBLAS_CHECK(multiply(elsewhere, d, candidates[i].algo));
+        }
+        CUDA_CHECK(cudaEventRecord(end, stream));
+        CUDA_CHECK(cudaEventSynchronize(end));
+        float ms = 0;
+        CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+        if (ms < best_ms) {
+          best_ms = ms;
+          best = i;
+        }
+      }
+      CUDA_CHECK(cudaEventDestroy(begin));
+      CUDA_CHECK(cudaEventDestroy(end));
+      CUDA_CHECK(cudaFree(elsewhere));
+    } else {
+      cudaGetLastError();  // no room for a trial is no error
+    }
+    found = state.algorithms.emplace(key, candidates[best].algo).first;
+  }
+  CUBLAS_CHECK(multiply(out.data, c, found->second));
+}
+
+void LargeProduct(Stream& s, TensorView out, TensorView in, const Weight& w, bool add) {
+  static_cast<CudaStream&>(s).gemm_plans().Run(Native(s), out, in, w, add);
+}
+
+}  // namespace keyline::cuda

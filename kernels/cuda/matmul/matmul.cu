@@ -1,0 +1,109 @@
+// The products of a model: our own kernel for few rows, cuBLASLt for many.
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/matmul/activate.cuh"
+#include "kernels/cuda/matmul/product.h"
+#include "kernels/cuda/numbers.cuh"
+
+namespace keyline::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr size_t kAlignment = 256;
+
+unsigned BlocksFor(int64_t elements) {
+  return static_cast<unsigned>((elements + kThreads - 1) / kThreads);
+}
+
+size_t RoundUp(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// out[m, n] += bias[n]
+template <class Out>
+__global__ void AddBias(Out* out, int64_t stride, int64_t rows, int64_t cols, const float* bias) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= rows * cols) return;
+  Out& x = out[i / cols * stride + i % cols];
+  x = FromFloat<Out>(ToFloat(x) + bias[i % cols]);
+}
+
+// out[m, n] = act(sums[m, n]) * sums[m, inner + n], biases added first.
+template <class T>
+__global__ void Gate(T* out, int64_t stride, const T* sums, int64_t rows, int64_t inner,
+                     const float* bias, Activation activation) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= rows * inner) return;
+  const int64_t row = i / inner;
+  const int64_t n = i % inner;
+  float gate = ToFloat(sums[row * 2 * inner + n]);
+  float up = ToFloat(sums[row * 2 * inner + inner + n]);
+  if (bias != nullptr) {
+    gate += bias[n];
+    up += bias[inner + n];
+  }
+  out[row * stride + n] = FromFloat<T>(Activate(activation, gate) * up);
+}
+
+void Plain(Stream& s, const Product& p) {
+  CHECK(p.in.dtype == p.w.dtype) << Name(p.in.dtype) << " rows, " << Name(p.w.dtype) << " weights";
+  const int64_t rows = p.in.rows();
+  if (rows <= kSmallRows) return SmallProduct(s, p);
+  TensorView in = p.in;
+  if (p.norm_weight != nullptr) {
+    in = MakeView(Scratch(s, BytesOf(in.dtype, rows * in.cols())), in.dtype, {rows, in.cols()});
+    Norm(s, in, p.in, {p.norm_weight, p.eps});
+  }
+  LargeProduct(s, p.out, in, p.w, p.add);
+  if (p.w.bias == nullptr) return;
+  DispatchFloat(p.out.dtype, [&](auto type) {
+    using Out = decltype(type);
+    AddBias<<<BlocksFor(rows * p.w.rows), kThreads, 0, Native(s)>>>(
+        p.out.as<Out>(), p.out.strides[0], rows, p.w.rows, p.w.bias);
+  });
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+void MatMul(Stream& s, TensorView out, TensorView in, const Weight& w) {
+  Plain(s, {.out = out, .in = in, .w = w});
+}
+
+void MatMulAdd(Stream& s, TensorView out, TensorView in, const Weight& w) {
+  Plain(s, {.out = out, .in = in, .w = w, .add = true});
+}
+
+void NormMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w) {
+  Plain(s, {.out = out, .in = in, .w = w, .norm_weight = norm.weight, .eps = norm.eps});
+}
+
+void NormGatedMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w,
+                     Activation activation) {
+  CHECK(in.dtype == w.dtype && out.dtype == w.dtype)
+      << Name(in.dtype) << " rows, " << Name(w.dtype) << " weights";
+  const int64_t rows = in.rows();
+  if (rows <= kSmallRows) {
+    return SmallProduct(s, {.out = out,
+                            .in = in,
+                            .w = w,
+                            .norm_weight = norm.weight,
+                            .eps = norm.eps,
+                            .gated = true,
+                            .activation = activation});
+  }
+  const size_t normed_bytes = RoundUp(BytesOf(in.dtype, rows * in.cols()));
+  auto* scratch =
+      static_cast<std::byte*>(Scratch(s, normed_bytes + BytesOf(in.dtype, rows * w.rows)));
+  const TensorView normed = MakeView(scratch, in.dtype, {rows, in.cols()});
+  const TensorView sums = MakeView(scratch + normed_bytes, in.dtype, {rows, w.rows});
+  Norm(s, normed, in, norm);
+  LargeProduct(s, sums, normed, w, /*add=*/false);
+  DispatchFloat(in.dtype, [&](auto type) {
+    using T = decltype(type);
+    Gate<<<BlocksFor(rows * w.rows / 2), kThreads, 0, Native(s)>>>(
+        out.as<T>(), out.strides[0], sums.as<const T>(), rows, w.rows / 2, w.bias, activation);
+  });
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace keyline::cuda

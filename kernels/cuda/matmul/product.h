@@ -1,0 +1,33 @@
+// The two ways of a matrix product. Private to this folder; matmul.cu chooses.
+#pragma once
+
+#include "kernels/device/device.h"
+#include "kernels/device/tensor.h"
+#include "kernels/ops/batch.h"
+#include "kernels/ops/weight.h"
+
+namespace keyline::cuda {
+
+// Rows up to which a product is one pass of our own kernel over the weights.
+constexpr int kSmallRows = 16;
+
+// out = in * w^T, in the weight's format throughout; out may be float32 besides.
+struct Product {
+  TensorView out;
+  TensorView in;
+  Weight w;
+  const float* norm_weight = nullptr;  // null: rows as they are; else normed first
+  float eps = 0;
+  bool add = false;    // to what out holds
+  bool gated = false;  // out = act(first half of the outputs) * second half
+  Activation activation = Activation::kSilu;
+};
+
+// small_matmul.cu: all of Product. REQUIRES: at most kSmallRows rows. A row's result does not
+// depend on the others.
+void SmallProduct(Stream& s, const Product& product);
+
+// large_matmul.cc, cuBLASLt: out = in * w^T, or added to out; no norm, bias or gate.
+void LargeProduct(Stream& s, TensorView out, TensorView in, const Weight& w, bool add);
+
+}  // namespace keyline::cuda
