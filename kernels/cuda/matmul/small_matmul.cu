@@ -18,7 +18,8 @@ namespace {
 
 constexpr int kThreads = kNormThreads;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kOutputs = 2;                  // of a warp at a time
+constexpr int kOutputs = 2;  // of a warp at a time
+constexpr size_t kSharedByDefault = 48 << 10;
 constexpr int64_t kTileBytes = 64 << 10;     // of activations in shared memory
 constexpr int kBlocksPerMultiprocessor = 3;  // enough to keep the memory busy
 
@@ -196,11 +197,10 @@ void Launch(Stream& s, const Product& p) {
   a.tile = std::min(a.padded, fits);
   const size_t bytes = kRows * a.tile * sizeof(T);
   const auto kernel = SmallProductKernel<T, Out, kRows, kGated>;
-  static const bool allowed = [&] {  // for every device: the limit is the kernel's, not a context's
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kTileBytes) ==
-           cudaSuccess;
-  }();
-  CHECK(allowed);
+  if (bytes > kSharedByDefault) {
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes)));
+  }
   const int64_t blocks = std::min<int64_t>((a.units + kWarps - 1) / kWarps,
                                            int64_t{kBlocksPerMultiprocessor} * Multiprocessors(s));
   kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, Native(s)>>>(a);
