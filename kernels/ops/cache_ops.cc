@@ -36,13 +36,6 @@ void ClearLane(Stream& s, const SlotTable& table, int lane) {
   Table(s).clear_lane(s, table, lane);
 }
 
-void RotateHeads(Stream& s, TensorView qkv, const Batch& batch, const AttentionSpec& spec) {
-  CheckRows("qkv", qkv, batch.tokens, int64_t{spec.heads + 2 * spec.kv_heads} * spec.head_dim);
-  CHECK_LE(spec.rope.rotary_dim, spec.head_dim);
-  CHECK_EQ(spec.rope.rotary_dim % 2, 0);
-  Table(s).rotate_heads(s, qkv, batch, spec);
-}
-
 void PlaceInRing(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
                  int policy) {
   CheckBatch(batch, table);
@@ -65,13 +58,18 @@ void MoveSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Plac
   Table(s).move_slots(s, kv, table, placement, batch);
 }
 
-void WriteSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
-                TensorView qkv, const Batch& batch) {
+void RotateAndWrite(Stream& s, const KvMemory& kv, const SlotTable& table,
+                    const Placement& placement, TensorView qkv, const Batch& batch,
+                    const AttentionSpec& spec) {
   CheckBatch(batch, table);
   CheckSameShape(kv, table);
-  CHECK_EQ(qkv.rows(), batch.tokens);
-  CHECK_GE(qkv.cols(), int64_t{2 * kv.kv_heads} * kv.head_dim);
-  Table(s).write_slots(s, kv, table, placement, qkv, batch);
+  CHECK_EQ(spec.kv_heads, kv.kv_heads);
+  CHECK_EQ(spec.head_dim, kv.head_dim);
+  CheckRows("qkv", qkv, batch.tokens, int64_t{spec.heads + 2 * spec.kv_heads} * spec.head_dim);
+  CHECK_LE(spec.rope.rotary_dim, spec.head_dim);
+  CHECK_EQ(spec.rope.rotary_dim % 2, 0);
+  CHECK(placement.slots != nullptr);
+  Table(s).rotate_and_write(s, kv, table, placement, qkv, batch, spec);
 }
 
 void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Batch& batch,

@@ -18,10 +18,6 @@ namespace keyline::ops {
 // rules are not touched.
 void ClearLane(Stream& s, const SlotTable& table, int lane);
 
-// q and k of every token: per-head norm where the spec has one, then RoPE, in place.
-// qkv: [tokens, (heads + 2 * kv_heads) * head_dim], q then k then v.
-void RotateHeads(Stream& s, TensorView qkv, const Batch& batch, const AttentionSpec& spec);
-
 // Slots in order, then round the ring of slots that are not protected: the oldest token makes room.
 // For chunks whose lane has policy number `policy`.
 void PlaceInRing(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
@@ -38,10 +34,14 @@ void PlaceByScore(Stream& s, const Placement& out, const Batch& batch, const Slo
 void MoveSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
                const Batch& batch);
 
-// Writes k and v of every token to its slots, in the memory's formats, with its position, score 0,
-// and norm and error where the table has them.
-void WriteSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
-                TensorView qkv, const Batch& batch);
+// q and k of every token: per-head norm where the spec has one, then RoPE. q turns in place; k and
+// v go to the token's slots, in the memory's formats (rounded or quantised once, from float32),
+// with its position, score 0, and norm and error where the table has them. qkv: [tokens, (heads + 2
+// * kv_heads) * head_dim], q then k then v; afterwards what stands in the columns of k and v is
+// unspecified.
+void RotateAndWrite(Stream& s, const KvMemory& kv, const SlotTable& table,
+                    const Placement& placement, TensorView qkv, const Batch& batch,
+                    const AttentionSpec& spec);
 
 // out[t] = attention of t's query heads over all slots of its lane that it sees.
 // out: [tokens, heads * head_dim]. A query at p sees slot j iff 0 <= slot_pos[j] <= p and, with a

@@ -32,13 +32,12 @@ struct OpTable {
 
   // The KV cache (cache_ops.h).
   void (*clear_lane)(Stream&, const SlotTable&, int lane);
-  void (*rotate_heads)(Stream&, TensorView qkv, const Batch&, const AttentionSpec&);
   void (*place_in_ring)(Stream&, const Placement& out, const Batch&, const SlotTable&, int policy);
   void (*place_by_score)(Stream&, const Placement& out, const Batch&, const SlotTable&, int policy,
                          const ScoreRule&);
   void (*move_slots)(Stream&, const KvMemory&, const SlotTable&, const Placement&, const Batch&);
-  void (*write_slots)(Stream&, const KvMemory&, const SlotTable&, const Placement&, TensorView qkv,
-                      const Batch&);
+  void (*rotate_and_write)(Stream&, const KvMemory&, const SlotTable&, const Placement&,
+                           TensorView qkv, const Batch&, const AttentionSpec&);
   void (*attention)(Stream&, TensorView out, float* mass, TensorView qkv, const Batch&,
                     const KvMemory&, const SlotTable&, const AttentionSpec&);
   void (*add_scores)(Stream&, const SlotTable&, const float* mass, const Batch&, int policy,

@@ -245,10 +245,9 @@ void KvCache::Attend(Stream& s, const Batch& batch, TensorView qkv, const Attent
   float* mass = state.needs.scores ? state.workspace->mass.view().as<float>() : nullptr;
   const int policies = static_cast<int>(state.policies.size());
 
-  ops::RotateHeads(s, qkv, batch, spec);
   for (int i = 0; i < policies; ++i) state.policies[i]->Place(s, placement, batch, table, i);
   if (state.needs.moves) ops::MoveSlots(s, kv, table, placement, batch);
-  ops::WriteSlots(s, kv, table, placement, qkv, batch);
+  ops::RotateAndWrite(s, kv, table, placement, qkv, batch, spec);
   ops::Attention(s, out, mass, qkv, batch, kv, table, spec);
   for (int i = 0; i < policies; ++i) state.policies[i]->Score(s, table, mass, batch, i);
   ops::AdvanceLanes(s, table, batch);

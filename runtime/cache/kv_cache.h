@@ -63,9 +63,9 @@ class KvCache {
   // REQUIRES: ValidateLane(policy) was OK.
   void OpenLane(Stream& s, int lane, const LanePolicy& policy, int layer);
 
-  // For every chunk: q/k norm and RoPE (in place in qkv), place, write, attend over the whole
-  // cache, add attention mass, let the policy score. qkv: [tokens, (heads + 2 * kv_heads) *
-  // head_dim], q then k then v; out: [tokens, heads * head_dim].
+  // For every chunk: place, q/k norm and RoPE, write, attend over the whole cache, add attention
+  // mass, let the policy score. qkv: [tokens, (heads + 2 * kv_heads) * head_dim], q then k then v;
+  // what it holds afterwards is unspecified. out: [tokens, heads * head_dim].
   void Attend(Stream& s, const Batch& batch, TensorView qkv, const AttentionSpec& spec,
               TensorView out);
 

@@ -16,9 +16,6 @@ namespace keyline::cpu {
 void ClearLane(Stream& s, const SlotTable& table, int lane);
 void AdvanceLanes(Stream& s, const SlotTable& table, const Batch& batch);
 
-// rotate_heads.cc
-void RotateHeads(Stream& s, TensorView qkv, const Batch& batch, const AttentionSpec& spec);
-
 // place_slots.cc
 void PlaceInRing(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
                  int policy);
@@ -28,10 +25,14 @@ void PlaceByScore(Stream& s, const Placement& out, const Batch& batch, const Slo
 // kv_write.cc
 void MoveSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
                const Batch& batch);
-void WriteSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
-                TensorView qkv, const Batch& batch);
+void RotateAndWrite(Stream& s, const KvMemory& kv, const SlotTable& table,
+                    const Placement& placement, TensorView qkv, const Batch& batch,
+                    const AttentionSpec& spec);
 void PackLane(Stream& s, std::byte* packed, const KvMemory& kv, int lane, int slots);
 void UnpackLane(Stream& s, const KvMemory& kv, int lane, int slots, const std::byte* packed);
+
+// rotate_heads.cc: the first half of RotateAndWrite, in place for q and k.
+void RotateHeads(Stream& s, TensorView qkv, const Batch& batch, const AttentionSpec& spec);
 
 // add_scores.cc
 void AddScores(Stream& s, const SlotTable& table, const float* mass, const Batch& batch, int policy,

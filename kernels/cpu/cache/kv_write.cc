@@ -52,32 +52,7 @@ float Norm(const float* x, int n) {
   return static_cast<float>(std::sqrt(squares));
 }
 
-}  // namespace
-
-void MoveSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
-               const Batch& batch) {
-  // From and to never overlap within a (lane, head), so the order of the moves is free.
-  ForEach(s, int64_t{batch.tokens} * kv.kv_heads, [&](int64_t i) {
-    const int from = placement.moved_from[i];
-    if (from < 0) return;
-    const int to = placement.moved_to[i];
-    const int lane = batch.chunk[batch.token_chunk[i / kv.kv_heads]].lane;
-    const int head = static_cast<int>(i % kv.kv_heads);
-    const HeadMemory memory(kv, lane, head);
-    std::byte* row = PackedRow(memory.k_layout);
-    GetK(memory.k_layout, memory.k, from, row);
-    PutK(memory.k_layout, memory.k, to, row);
-    row = PackedRow(memory.v_layout);
-    GetV(memory.v_layout, memory.v, from, row);
-    PutV(memory.v_layout, memory.v, to, row);
-    const int64_t first = (int64_t{lane} * table.kv_heads + head) * table.slots;
-    table.slot_pos[first + to] = table.slot_pos[first + from];
-    for (float* values : {table.scores, table.value_norms, table.errors}) {
-      if (values != nullptr) values[first + to] = values[first + from];
-    }
-  });
-}
-
+// k and v of every token to its slots.
 void WriteSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
                 TensorView qkv, const Batch& batch) {
   const int dim = kv.head_dim;
@@ -105,6 +80,39 @@ void WriteSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Pla
     if (table.value_norms != nullptr) table.value_norms[at] = Norm(v, dim);
     if (table.errors != nullptr) table.errors[at] = k_lost + v_lost;
   });
+}
+
+}  // namespace
+
+void MoveSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Placement& placement,
+               const Batch& batch) {
+  // From and to never overlap within a (lane, head), so the order of the moves is free.
+  ForEach(s, int64_t{batch.tokens} * kv.kv_heads, [&](int64_t i) {
+    const int from = placement.moved_from[i];
+    if (from < 0) return;
+    const int to = placement.moved_to[i];
+    const int lane = batch.chunk[batch.token_chunk[i / kv.kv_heads]].lane;
+    const int head = static_cast<int>(i % kv.kv_heads);
+    const HeadMemory memory(kv, lane, head);
+    std::byte* row = PackedRow(memory.k_layout);
+    GetK(memory.k_layout, memory.k, from, row);
+    PutK(memory.k_layout, memory.k, to, row);
+    row = PackedRow(memory.v_layout);
+    GetV(memory.v_layout, memory.v, from, row);
+    PutV(memory.v_layout, memory.v, to, row);
+    const int64_t first = (int64_t{lane} * table.kv_heads + head) * table.slots;
+    table.slot_pos[first + to] = table.slot_pos[first + from];
+    for (float* values : {table.scores, table.value_norms, table.errors}) {
+      if (values != nullptr) values[first + to] = values[first + from];
+    }
+  });
+}
+
+void RotateAndWrite(Stream& s, const KvMemory& kv, const SlotTable& table,
+                    const Placement& placement, TensorView qkv, const Batch& batch,
+                    const AttentionSpec& spec) {
+  RotateHeads(s, qkv, batch, spec);
+  WriteSlots(s, kv, table, placement, qkv, batch);
 }
 
 void PackLane(Stream& s, std::byte* packed, const KvMemory& kv, int lane, int slots) {

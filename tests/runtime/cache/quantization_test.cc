@@ -23,7 +23,8 @@ class Slots {
         storage_(*KvStorage::Create(*device_, {format, format}, 1, 1, head_dim, 64)) {}
 
   void Write(int slot, const std::vector<float>& k, const std::vector<float>& v) {
-    std::vector<float> qkv(k);
+    std::vector<float> qkv(k.size());  // a query that nobody reads
+    qkv.insert(qkv.end(), k.begin(), k.end());
     qkv.insert(qkv.end(), v.begin(), v.end());
     LaneRules rules;
     rules.policy = 0;
@@ -53,7 +54,8 @@ class Slots {
                       .token_chunk = &zero};
     const Placement placement{.slots = const_cast<int32_t*>(&at)};
     const TensorView row = MakeView(qkv.data(), DType::kF32, {1, static_cast<int64_t>(qkv.size())});
-    ops::WriteSlots(*stream_, storage_.memory(), table, placement, row, batch);
+    ops::RotateAndWrite(*stream_, storage_.memory(), table, placement, row, batch,
+                        PlainSpec(1, 1, storage_.memory().head_dim));
   }
 
   // Packed K of a slot, then its packed V.
