@@ -1,0 +1,303 @@
+// Where the tokens of a pass go: round a ring, or into the slots of lowest rank. The same choices
+// as kernels/cpu/cache/place_slots.cc makes, to the slot.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device_check.cuh"
+#include "kernels/cuda/select.cuh"
+
+namespace keyline::cuda {
+namespace {
+
+constexpr int kRingThreads = 256;
+
+// Blocks: ranges of (token, head) pairs of a chunk x chunks.
+__global__ void PlaceInRingKernel(Placement out, Batch batch, SlotTable table, int policy) {
+  const Chunk chunk = batch.chunk[blockIdx.y];
+  const LaneRules rules = table.rules[chunk.lane];
+  if (rules.policy != policy) return;
+  const int before = rules.protect_begin - rules.sinks;  // slots of the ring before the range
+  const int ring = rules.length - rules.sinks - (rules.protect_end - rules.protect_begin);
+  DeviceCheck(chunk.tokens <= ring || chunk.first_position == 0 ||
+              chunk.first_position + chunk.tokens <= rules.length);
+  const int64_t pair = int64_t{blockIdx.x} * kRingThreads + threadIdx.x;
+  if (pair >= int64_t{chunk.tokens} * table.kv_heads) return;
+  int32_t slot = chunk.first_position + static_cast<int32_t>(pair / table.kv_heads);
+  if (slot >= rules.length) {
+    slot = (slot - rules.length) % ring;
+    slot += slot < before ? rules.sinks : rules.protect_end - before;
+  }
+  const int64_t at = int64_t{chunk.first_token} * table.kv_heads + pair;
+  out.slots[at] = slot;
+  if (out.moved_from != nullptr) out.moved_from[at] = -1;
+}
+
+// Lowest and highest score and error of slots that may be ranked; NaN is neither.
+struct Extremes {
+  float low_score;
+  float high_score;
+  float low_error;
+  float high_error;
+
+  __device__ static Extremes None() { return {INFINITY, -INFINITY, INFINITY, -INFINITY}; }
+
+  __device__ void Add(const Extremes& e) {
+    low_score = e.low_score < low_score ? e.low_score : low_score;
+    high_score = e.high_score > high_score ? e.high_score : high_score;
+    low_error = e.low_error < low_error ? e.low_error : low_error;
+    high_error = e.high_error > high_error ? e.high_error : high_error;
+  }
+};
+
+__device__ inline float MinMaxed(float x, float low, float high) {
+  return high > low ? __fdiv_rn(__fsub_rn(x, low), __fsub_rn(high, low)) : 0;
+}
+
+// What the ranking of one head of one chunk's lane reads.
+struct Ranking {
+  const float* scores;  // of the head, [slots]
+  const int32_t* slot_pos;
+  const float* errors;  // null: ranked by score alone
+  bool normalize;
+  int32_t tokens;         // processed before the chunk
+  int32_t last_of_first;  // last position of the first chunk
+  Extremes extremes;      // of all heads, where errors are ranked
+
+  // By age if the lane asks for it.
+  __device__ float Score(int64_t slot) const {
+    const float score = scores[slot];
+    if (!normalize) return score;
+    return __fdiv_rn(score, static_cast<float>(tokens - max(slot_pos[slot], last_of_first)));
+  }
+
+  __device__ uint64_t Key(int64_t slot) const {
+    float rank = Score(slot);
+    if (errors != nullptr) {
+      constexpr float kWeight = 0.5f;  // how scores weigh against errors
+      const float score = MinMaxed(rank, extremes.low_score, extremes.high_score);
+      const float error = MinMaxed(errors[slot], extremes.low_error, extremes.high_error);
+      rank = __fadd_rn(__fadd_rn(__fmul_rn(kWeight, score), __fmul_rn((kWeight - 1) / 2, error)),
+                       1 - kWeight);
+    }
+    return static_cast<uint64_t>(Orderable(rank)) << 32 | static_cast<uint64_t>(slot);
+  }
+
+  __device__ Extremes At(int64_t slot) const {
+    const float score = Score(slot);
+    return {score, score, errors[slot], errors[slot]};
+  }
+};
+
+// The choice for one chunk whose lane follows the rules of PlaceByScore; a block works on one head
+// at a time.
+class ScoredPlacement {
+ public:
+  // keys: memory for the keys of the chunk's slots, PowerOfTwoFrom(chunk.tokens).
+  __device__ ScoredPlacement(const Placement& out, const SlotTable& table, const Chunk& chunk,
+                             SelectMemory& memory, uint64_t* keys)
+      : out_(out),
+        table_(table),
+        chunk_(chunk),
+        rules_(table.rules[chunk.lane]),
+        progress_(table.progress[chunk.lane]),
+        memory_(memory),
+        keys_(keys),
+        in_ring_(min(chunk.tokens, rules_.grace)),
+        candidates_(rules_.length - rules_.grace) {
+    if (full()) {
+      DeviceCheck(chunk.first_position >= rules_.length &&
+                  chunk.tokens <= candidates_ - rules_.sinks);
+    }
+  }
+
+  __device__ bool full() const { return chunk_.first_position + chunk_.tokens > rules_.length; }
+  __device__ bool scored() const { return progress_.scored != 0; }
+
+  __device__ void PlaceInOrder(int head) const {
+    for (int i = threadIdx.x; i < chunk_.tokens; i += kSelectThreads) {
+      out_.slots[At(i, head)] = chunk_.first_position + i;
+      out_.moved_from[At(i, head)] = -1;
+    }
+  }
+
+  __device__ void EvictWithoutScores(int head) const {
+    const int n = chunk_.tokens;
+    const int kept = max(min(rules_.keep_initial, rules_.length - rules_.grace - n), rules_.sinks);
+    Fill(head, [kept](int i) { return kept + i; });
+  }
+
+  __device__ Ranking RankingOf(int head, bool with_errors) const {
+    const size_t row = (size_t(chunk_.lane) * table_.kv_heads + head) * table_.slots;
+    return {
+        table_.scores + row,   table_.slot_pos + row, with_errors ? table_.errors + row : nullptr,
+        rules_.normalize != 0, chunk_.first_position, progress_.first_chunk - 1,
+        Extremes::None()};
+  }
+
+  // Evicts the slots of lowest rank; their keys are in `keys` afterwards, ascending.
+  __device__ void EvictLowest(int head, const Ranking& ranking) {
+    const auto key_of = [&ranking](int64_t slot) { return ranking.Key(slot); };
+    if (chunk_.tokens == 1) {
+      uint64_t lowest = kNoKey;
+#pragma unroll 4
+      for (int j = rules_.sinks + threadIdx.x; j < candidates_; j += kSelectThreads) {
+        lowest = Minimum()(lowest, key_of(j));
+      }
+      lowest = ReduceBlock(lowest, Minimum(), kNoKey);
+      __syncthreads();  // all have read the keys of the head before
+      if (threadIdx.x == 0) keys_[0] = lowest;
+      __syncthreads();
+    } else {
+      SelectLowest(memory_, rules_.sinks, candidates_, chunk_.tokens, 32 - __clz(candidates_),
+                   key_of, keys_);
+    }
+    const uint64_t* keys = keys_;
+    Fill(head, [keys](int i) { return static_cast<int>(static_cast<uint32_t>(keys[i])); });
+  }
+
+  // Extremes of a head's ranked slots; `moved`: after the moves of EvictLowest, that is, with the
+  // ring's oldest tokens in the first of the evicted slots.
+  __device__ Extremes HeadExtremes(const Ranking& ranking, bool moved) const {
+    const int n = moved ? in_ring_ : 0;
+    const uint64_t last = n > 0 ? keys_[n - 1] : 0;
+    Extremes e = Extremes::None();
+    for (int j = threadIdx.x; j < candidates_; j += kSelectThreads) {
+      const bool taken = n > 0 && j >= rules_.sinks && ranking.Key(j) <= last;
+      if (!taken) e.Add(ranking.At(j));
+    }
+    for (int i = threadIdx.x; i < n; i += kSelectThreads) e.Add(ranking.At(RingSlot(i)));
+    e.low_score = ReduceBlock(e.low_score, Minimum(), INFINITY);
+    e.high_score = ReduceBlock(e.high_score, Maximum(), -INFINITY);
+    e.low_error = ReduceBlock(e.low_error, Minimum(), INFINITY);
+    e.high_error = ReduceBlock(e.high_error, Maximum(), -INFINITY);
+    return e;
+  }
+
+ private:
+  __device__ int64_t At(int i, int head) const {
+    return (int64_t{chunk_.first_token} + i) * table_.kv_heads + head;
+  }
+  // The i-th oldest token of the grace ring.
+  __device__ int32_t RingSlot(int i) const {
+    return candidates_ + (progress_.ring_next + i) % rules_.grace;
+  }
+
+  // The ring's oldest tokens move to the first of the evicted slots, the other evicted slots take
+  // the chunk's first tokens, and the ring its last.
+  template <class Evicted>
+  __device__ void Fill(int head, const Evicted& evicted) const {
+    const int n = chunk_.tokens;
+    for (int i = threadIdx.x; i < n; i += kSelectThreads) {
+      out_.moved_from[At(i, head)] = i < in_ring_ ? RingSlot(i) : -1;
+      if (i < in_ring_) {
+        out_.moved_to[At(i, head)] = evicted(i);
+        out_.slots[At(n - in_ring_ + i, head)] = RingSlot(i);
+      } else {
+        out_.slots[At(i - in_ring_, head)] = evicted(i);
+      }
+    }
+  }
+
+  const Placement& out_;
+  const SlotTable& table_;
+  const Chunk& chunk_;
+  const LaneRules rules_;
+  const LaneProgress progress_;
+  SelectMemory& memory_;
+  uint64_t* keys_;
+  const int in_ring_;
+  const int candidates_;  // slots [0, candidates) are ranked: the grace ring is not
+};
+
+// Where a block keeps `room` keys: beside the histograms' end of life, or in scratch memory.
+constexpr int kSharedKeys = kSelectWarps * kBins;
+
+// By score alone. Blocks: chunks x KV heads.
+__global__ void __launch_bounds__(kSelectThreads)
+    PlaceByScoreKernel(Placement out, Batch batch, SlotTable table, int policy, uint64_t* scratch,
+                       int room) {
+  __shared__ SelectMemory memory;
+  const Chunk chunk = batch.chunk[blockIdx.x];
+  if (table.rules[chunk.lane].policy != policy) return;
+  const int head = blockIdx.y;
+  uint64_t* keys = scratch == nullptr
+                       ? &memory.warp[0][0]
+                       : scratch + (size_t(blockIdx.x) * table.kv_heads + head) * room;
+  ScoredPlacement placement(out, table, chunk, memory, keys);
+  if (!placement.full()) {
+    placement.PlaceInOrder(head);
+  } else if (!placement.scored()) {
+    placement.EvictWithoutScores(head);
+  } else {
+    placement.EvictLowest(head, placement.RankingOf(head, false));
+  }
+}
+
+// Scores and errors are compared with those of all heads. Heads decide in ascending order, and a
+// head that has decided counts with its moves carried out. A block a chunk.
+__global__ void __launch_bounds__(kSelectThreads)
+    PlaceWithErrorsKernel(Placement out, Batch batch, SlotTable table, int policy,
+                          uint64_t* scratch, int room) {
+  extern __shared__ Extremes heads[];  // [kv_heads]
+  __shared__ SelectMemory memory;
+  const Chunk chunk = batch.chunk[blockIdx.x];
+  if (table.rules[chunk.lane].policy != policy) return;
+  uint64_t* keys = scratch == nullptr ? &memory.warp[0][0] : scratch + size_t(blockIdx.x) * room;
+  ScoredPlacement placement(out, table, chunk, memory, keys);
+  if (!placement.full()) {
+    for (int head = 0; head < table.kv_heads; ++head) placement.PlaceInOrder(head);
+    return;
+  }
+  if (!placement.scored()) {
+    for (int head = 0; head < table.kv_heads; ++head) placement.EvictWithoutScores(head);
+    return;
+  }
+  for (int head = 0; head < table.kv_heads; ++head) {
+    const Extremes e = placement.HeadExtremes(placement.RankingOf(head, true), false);
+    if (threadIdx.x == 0) heads[head] = e;
+  }
+  for (int head = 0; head < table.kv_heads; ++head) {
+    __syncthreads();
+    Ranking ranking = placement.RankingOf(head, true);
+    for (int other = 0; other < table.kv_heads; ++other) ranking.extremes.Add(heads[other]);
+    placement.EvictLowest(head, ranking);
+    const Extremes e = placement.HeadExtremes(ranking, true);
+    __syncthreads();  // all have read the extremes
+    if (threadIdx.x == 0) heads[head] = e;
+  }
+}
+
+}  // namespace
+
+void PlaceInRing(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
+                 int policy) {
+  const int64_t pairs = int64_t{batch.max_chunk_tokens} * table.kv_heads;
+  const dim3 grid(static_cast<unsigned>((pairs + kRingThreads - 1) / kRingThreads), batch.chunks);
+  PlaceInRingKernel<<<grid, kRingThreads, 0, Native(s)>>>(out, batch, table, policy);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void PlaceByScore(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
+                  int policy, const ScoreRule& rule) {
+  const int room = PowerOfTwoFrom(std::min(batch.max_chunk_tokens, table.slots));
+  const size_t sets = size_t(batch.chunks) * (rule.errors ? 1 : table.kv_heads);
+  uint64_t* scratch = nullptr;
+  if (room > kSharedKeys) {
+    scratch = static_cast<uint64_t*>(Scratch(s, sets * room * sizeof(uint64_t)));
+  }
+  if (rule.errors) {
+    const size_t extremes = table.kv_heads * sizeof(Extremes);
+    PlaceWithErrorsKernel<<<batch.chunks, kSelectThreads, extremes, Native(s)>>>(
+        out, batch, table, policy, scratch, room);
+  } else {
+    const dim3 grid(batch.chunks, table.kv_heads);
+    PlaceByScoreKernel<<<grid, kSelectThreads, 0, Native(s)>>>(out, batch, table, policy, scratch,
+                                                               room);
+  }
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace keyline::cuda
