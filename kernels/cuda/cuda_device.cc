@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/matmul/gemm_plans.h"
 #include "kernels/cuda/open_cuda.h"
 #include "kernels/ops/op_table.h"
@@ -10,7 +11,30 @@ namespace keyline {
 namespace cuda {
 namespace {
 
-constexpr OpTable kNoKernels{};
+constexpr OpTable kCudaOps = {
+    .packed_bytes = PackedBytes,
+    .pack_rows = PackRows,
+    .embed = Embed,
+    .norm = Norm,
+    .matmul = MatMul,
+    .matmul_add = MatMulAdd,
+    .norm_matmul = NormMatMul,
+    .norm_gated_matmul = NormGatedMatMul,
+    .gather_rows = GatherRows,
+    .sample = Sample,
+    .token_log_probs = TokenLogProbs,
+    .top_log_probs = TopLogProbs,
+    .clear_lane = ClearLane,
+    .place_in_ring = PlaceInRing,
+    .place_by_score = PlaceByScore,
+    .move_slots = MoveSlots,
+    .rotate_and_write = RotateAndWrite,
+    .attention = Attention,
+    .add_scores = AddScores,
+    .advance_lanes = AdvanceLanes,
+    .pack_lane = PackLane,
+    .unpack_lane = UnpackLane,
+};
 
 }  // namespace
 
@@ -79,8 +103,7 @@ void CudaEvent::BlockStream(Stream& stream) {
 
 void CudaEvent::Synchronize() { CUDA_CHECK(cudaEventSynchronize(event_)); }
 
-CudaDevice::CudaDevice(int index)
-    : Device(absl::StrCat("cuda:", index), kNoKernels), index_(index) {}
+CudaDevice::CudaDevice(int index) : Device(absl::StrCat("cuda:", index), kCudaOps), index_(index) {}
 
 absl::StatusOr<void*> CudaDevice::Allocate(size_t bytes) {
   const CurrentDevice current(index_);

@@ -9,18 +9,12 @@
 #include "kernels/cuda/matmul/weight_layout.h"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/rms_norm.cuh"
 
 namespace keyline::cuda {
 namespace {
 
 constexpr int kMaxThreads = 512;
-
-// Consecutive elements of a row that one thread takes at a time.
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Run {
-  T value[kCount];
-};
-constexpr int kRun = 8;
 
 template <class To, class From, int kCount>
 __global__ void EmbedKernel(To* out, int64_t out_stride, const int32_t* ids, const From* table,
@@ -45,22 +39,13 @@ __global__ void NormKernel(T* out, int64_t out_stride, const T* in, int64_t in_s
                            const float* weight, float eps) {
   const T* from = in + blockIdx.x * in_stride;
   T* to = out + blockIdx.x * out_stride;
-  float squares = 0;
-  for (int64_t i = int64_t{threadIdx.x} * kCount; i < cols; i += int64_t{blockDim.x} * kCount) {
-    const auto x = *reinterpret_cast<const Run<T, kCount>*>(from + i);
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) {
-      squares = fmaf(ToFloat(x.value[j]), ToFloat(x.value[j]), squares);
-    }
-  }
-  squares = ReduceBlock(squares, Plus(), 0.0f);
-  const float scale = 1.0f / sqrtf(squares / static_cast<float>(cols) + eps);
-  for (int64_t i = int64_t{threadIdx.x} * kCount; i < cols; i += int64_t{blockDim.x} * kCount) {
+  const float inverse_rms = InverseRms(from, cols, eps);
+  for (int64_t i = int64_t{threadIdx.x} * kCount; i < cols; i += int64_t{kNormThreads} * kCount) {
     const auto x = *reinterpret_cast<const Run<T, kCount>*>(from + i);
     Run<T, kCount> result;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
-      result.value[j] = FromFloat<T>(ToFloat(x.value[j]) * scale * weight[i + j]);
+      result.value[j] = Normed(x.value[j], inverse_rms, weight[i + j]);
     }
     *reinterpret_cast<Run<T, kCount>*>(to + i) = result;
   }
@@ -115,12 +100,11 @@ void Embed(Stream& s, TensorView hidden, const Batch& batch, const Weight& table
 
 void Norm(Stream& s, TensorView out, TensorView in, const RmsNorm& norm) {
   if (in.rows() == 0) return;
-  const int threads = ThreadsFor(in.cols());
   DispatchFloat(in.dtype, [&](auto x) {
     using T = decltype(x);
     const auto kernel = TakesRuns(out) && TakesRuns(in) ? NormKernel<T, kRun> : NormKernel<T, 1>;
-    kernel<<<in.rows(), threads, 0, Native(s)>>>(out.as<T>(), out.strides[0], in.as<T>(),
-                                                 in.strides[0], in.cols(), norm.weight, norm.eps);
+    kernel<<<in.rows(), kNormThreads, 0, Native(s)>>>(
+        out.as<T>(), out.strides[0], in.as<T>(), in.strides[0], in.cols(), norm.weight, norm.eps);
   });
   CUDA_CHECK(cudaGetLastError());
 }

@@ -7,8 +7,6 @@
 #include "kernels/cpu/open_cpu.h"
 #include "kernels/cuda/open_cuda.h"
 #include "kernels/device/device.h"
-#include "kernels/device/status_macros.h"
-#include "kernels/ops/op_table.h"
 
 namespace keyline {
 
@@ -21,14 +19,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(std::string_view name,
   absl::string_view number(name.data(), name.size());
   int index = 0;
   if (absl::ConsumePrefix(&number, "cuda:") && absl::SimpleAtoi(number, &index) && index >= 0) {
-    ASSIGN_OR_RETURN(std::unique_ptr<Device> device, OpenCudaDevice(index));
-    if (device->ops().matmul == nullptr) {
-      return absl::UnimplementedError(
-          absl::StrCat(device->name(),
-                       ": this build moves data on CUDA devices but has no kernels for them yet; "
-                       "use cpu"));
-    }
-    return device;
+    return OpenCudaDevice(index);
   }
   return absl::InvalidArgumentError(
       absl::StrCat("device \"", std::string(name), "\": known are cpu and cuda:N, N from 0"));
