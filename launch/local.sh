@@ -40,4 +40,4 @@ mpirun_options
 if ! command -v ssh >/dev/null; then
   options+=(--mca plm isolated)
 fi
-start_job mpirun "${options[@]}" --oversubscribe -np "$ranks" "$program" serve "${serve[@]}"
+start_job "$(find_mpirun)" "${options[@]}" --oversubscribe -np "$ranks" "$program" serve "${serve[@]}"

@@ -2,11 +2,12 @@
 # What local.sh and ssh.sh share: where the program is, the environment of ranks, how a job starts.
 # Sourced, not run.
 
-# The program: $KEYLINE_PROGRAM, this checkout's release build, or the installed one.
+# This checkout, or the package.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# The program: $KEYLINE_PROGRAM, this package's or this checkout's release build, or the installed one.
 find_keyline() {
-  local root
-  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-  for program in "${KEYLINE_PROGRAM:-}" "$root/build/release/bin/keyline" \
+  for program in "${KEYLINE_PROGRAM:-}" "$root/bin/keyline" "$root/build/release/bin/keyline" \
                  "$(command -v keyline || true)"; do
     if [[ -n $program && -x $program ]]; then
       echo "$program"
@@ -24,6 +25,15 @@ set_environment() {
   export NCCL_NVLS_ENABLE=${NCCL_NVLS_ENABLE:-0}
   export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}
   export GRPC_VERBOSITY=${GRPC_VERBOSITY:-ERROR}
+}
+
+# A package brings its own mpirun.
+find_mpirun() {
+  if [[ -x $root/bin/mpirun ]]; then
+    echo "$root/bin/mpirun"
+  else
+    echo mpirun
+  fi
 }
 
 # Options of every job. Ranks are not bound to cores: Open MPI would pin each of two to one core. A

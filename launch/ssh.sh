@@ -55,4 +55,4 @@ for name in NCCL_DEBUG NCCL_NVLS_ENABLE MALLOC_ARENA_MAX GRPC_VERBOSITY \
             ${NCCL_SOCKET_IFNAME+NCCL_SOCKET_IFNAME} "${!KEYLINE_@}"; do
   options+=(-x "$name")
 done
-start_job mpirun "${options[@]}" "$program" serve "${serve[@]}"
+start_job "$(find_mpirun)" "${options[@]}" "$program" serve "${serve[@]}"
