@@ -54,7 +54,7 @@ CudaStream::CudaStream(Device& device, int index) : Stream(device), index_(index
 
 CudaStream::~CudaStream() {
   const CurrentDevice current(index_);
-  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  ForgetGraphs();
   CUDA_CHECK(cudaFree(scratch_));
   CUDA_CHECK(cudaStreamDestroy(stream_));
 }
@@ -62,7 +62,7 @@ CudaStream::~CudaStream() {
 void* CudaStream::Scratch(size_t bytes) {
   if (bytes > scratch_bytes_) {
     const CurrentDevice current(index_);
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    ForgetGraphs();  // they hold the old address
     CUDA_CHECK(cudaFree(scratch_));
     CUDA_CHECK(cudaMalloc(&scratch_, bytes));
     scratch_bytes_ = bytes;
@@ -87,6 +87,34 @@ void CudaStream::ZeroAsync(void* to, size_t bytes) {
 }
 
 void CudaStream::Synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+
+void CudaStream::Replay(uint64_t key, const std::function<void()>& enqueue) {
+  constexpr size_t kMostGraphs = 512;
+  const auto found = graphs_.find(key);
+  if (found == graphs_.end()) {
+    // The first time scratch memory grows and products choose their algorithms.
+    if (graphs_.size() >= kMostGraphs) ForgetGraphs();
+    graphs_.emplace(key, nullptr);
+    return enqueue();
+  }
+  if (found->second == nullptr) {
+    cudaGraph_t graph = nullptr;
+    CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    enqueue();
+    CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+    CUDA_CHECK(cudaGraphInstantiate(&found->second, graph, 0));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+  }
+  CUDA_CHECK(cudaGraphLaunch(found->second, stream_));
+}
+
+void CudaStream::ForgetGraphs() {
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  for (const auto& [key, graph] : graphs_) {
+    if (graph != nullptr) CUDA_CHECK(cudaGraphExecDestroy(graph));
+  }
+  graphs_.clear();
+}
 
 CudaEvent::CudaEvent(int index) {
   const CurrentDevice current(index);

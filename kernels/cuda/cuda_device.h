@@ -7,6 +7,9 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -35,6 +38,7 @@ class CudaStream final : public Stream {
   void CopyAsync(void* to, const void* from, size_t bytes) override;
   void ZeroAsync(void* to, size_t bytes) override;
   void Synchronize() override;
+  void Replay(uint64_t key, const std::function<void()>& enqueue) override;
 
   cudaStream_t get() const { return stream_; }
 
@@ -46,11 +50,15 @@ class CudaStream final : public Stream {
   int multiprocessors() const { return multiprocessors_; }
 
  private:
+  void ForgetGraphs();
+
   const int index_;
   cudaStream_t stream_ = nullptr;
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
   int multiprocessors_ = 0;
+  // By Replay's key; null: has run once and is recorded next time.
+  std::map<uint64_t, cudaGraphExec_t> graphs_;
   std::unique_ptr<GemmPlans> gemm_plans_;
 };
 

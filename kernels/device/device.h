@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -30,6 +32,11 @@ class Stream {
   virtual void ZeroAsync(void* to, size_t bytes) = 0;
   // Waits until all that was enqueued has run.
   virtual void Synchronize() = 0;
+  // Does the work of `enqueue`, which enqueues on this stream and no other, and does the same for
+  // equal keys: the same operations on the same memory, whatever that memory holds. A device that
+  // can record work (a CUDA graph) calls it the first two times of a key only and then launches its
+  // recording as one piece.
+  virtual void Replay(uint64_t /*key*/, const std::function<void()>& enqueue) { enqueue(); }
 
   Device& device() const { return *device_; }
 

@@ -185,27 +185,32 @@ absl::StatusOr<StepResult> Stage::Run(const StepPlan& plan, Communicator& comm) 
   for (const PlanBatch& plan_batch : plan.batches()) {
     p_->upload->Set(s, plan_batch);
     const Batch& batch = p_->upload->batch();
+    // One token of each chunk: the same operations on the same memory at every step, so that a
+    // device can record them.
+    const bool decode = batch.max_chunk_tokens == 1;
+    const bool drawn = decode && p_->shard.head && p_->upload->sampled().count > 0 &&
+                       p_->upload->sampled().count <= kLogitRows;
     Activations a{.hidden = p_->hidden.view().Rows(0, batch.tokens),
                   .qkv = p_->qkv.view().Rows(0, batch.tokens),
                   .attended = p_->attended.view().Rows(0, batch.tokens),
                   .mlp = p_->mlp.view().Rows(0, batch.tokens)};
-    if (p_->shard.embedding) {
-      ops::Embed(s, a.hidden, batch, p_->embedding.weights().matrices[0],
-                 p_->model->embedding_scale());
-    } else {
+    if (!p_->shard.embedding) {
       const int64_t before = absl::GetCurrentTimeNanos();
       RETURN_IF_ERROR(comm.Recv(p_->rank - 1, a.hidden, s, StepTimeout(batch.tokens)));
       wait_ns += absl::GetCurrentTimeNanos() - before;
     }
-    for (size_t i = 0; i < p_->caches.size(); ++i) {
-      const int layer = p_->shard.first_layer + static_cast<int>(i);
-      const LayerWeights weights = p_->layers->Acquire(s, layer);
-      p_->model->Forward(s, batch, layer, weights, p_->rope.rope(), *p_->caches[i], a);
-      p_->layers->Release(s, layer);
-      comm.Progress();
+    const auto pass = [&] {
+      RunLayers(batch, a, comm);
+      if (drawn) DrawRows(0, p_->upload->sampled().count);
+    };
+    if (decode) {
+      s.Replay(uint64_t(batch.chunks) << 32 | uint64_t(p_->upload->sampled().count), pass);
+    } else {
+      pass();
     }
     if (p_->shard.head) {
-      RunHead(plan_batch, result);
+      if (p_->upload->sampled().count > 0) SampleRows(plan_batch, drawn, result);
+      if (p_->upload->scored().count > 0) ScoreRows(plan_batch, result);
     } else {
       comm.Send(p_->rank + 1, a.hidden, s);
     }
@@ -231,12 +236,29 @@ TensorView Stage::Logits(const int32_t* rows, int count) {
   return logits;
 }
 
-void Stage::RunHead(const PlanBatch& batch, StepResult& result) {
-  if (p_->upload->sampled().count > 0) SampleRows(batch, result);
-  if (p_->upload->scored().count > 0) ScoreRows(batch, result);
+void Stage::RunLayers(const Batch& batch, Activations& a, Communicator& comm) {
+  Stream& s = *p_->stream;
+  if (p_->shard.embedding) {
+    ops::Embed(s, a.hidden, batch, p_->embedding.weights().matrices[0],
+               p_->model->embedding_scale());
+  }
+  for (size_t i = 0; i < p_->caches.size(); ++i) {
+    const int layer = p_->shard.first_layer + static_cast<int>(i);
+    const LayerWeights weights = p_->layers->Acquire(s, layer);
+    p_->model->Forward(s, batch, layer, weights, p_->rope.rope(), *p_->caches[i], a);
+    p_->layers->Release(s, layer);
+    comm.Progress();
+  }
 }
 
-void Stage::SampleRows(const PlanBatch& batch, StepResult& result) {
+TensorView Stage::DrawRows(int first, int count) {
+  const HeadRows& rows = p_->upload->sampled();
+  const TensorView logits = Logits(rows.row + first, count);
+  p_->sampler->Sample(*p_->stream, logits, rows.lane + first, rows.position + first);
+  return logits;
+}
+
+void Stage::SampleRows(const PlanBatch& batch, bool drawn, StepResult& result) {
   const HeadRows& rows = p_->upload->sampled();
   std::vector<const PlanChunk*> chunks;
   for (const PlanChunk& chunk : batch.chunks()) {
@@ -244,13 +266,12 @@ void Stage::SampleRows(const PlanBatch& batch, StepResult& result) {
   }
   for (int first = 0; first < rows.count; first += kLogitRows) {
     const int count = std::min(kLogitRows, rows.count - first);
-    const TensorView logits = Logits(rows.row + first, count);
+    const TensorView logits = drawn ? p_->logits.view().Rows(first, count) : DrawRows(first, count);
     int top = 0;
     for (int i = 0; i < count; ++i) top = std::max(top, chunks[first + i]->top_logprobs());
     std::vector<TopTokens> tops;
     if (top > 0) tops = p_->sampler->Top(*p_->stream, logits, top);
-    const std::span<const SampledToken> sampled =
-        p_->sampler->Sample(*p_->stream, logits, rows.lane + first, rows.position + first);
+    const std::span<const SampledToken> sampled = p_->sampler->Sampled(*p_->stream, count);
     for (int i = 0; i < count; ++i) {
       pipeline::SampledTokenResult& out = *result.add_tokens();
       out.set_lane(chunks[first + i]->lane());

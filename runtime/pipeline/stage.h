@@ -43,8 +43,12 @@ class Stage {
   struct Parts;
   explicit Stage(std::unique_ptr<Parts> parts);
   void OpenLane(const pipeline::OpenLane& open);
-  void RunHead(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
-  void SampleRows(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
+  // Embedding, where it is here, and layers. Enqueues only.
+  void RunLayers(const Batch& batch, Activations& a, Communicator& comm);
+  // Logits of sampled rows [first, first + count), and a token of each. Enqueues only.
+  TensorView DrawRows(int first, int count);
+  // `drawn`: DrawRows has been called for all rows.
+  void SampleRows(const pipeline::PlanBatch& batch, bool drawn, pipeline::StepResult& result);
   void ScoreRows(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
   void Trace(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
   TensorView Logits(const int32_t* rows, int count);

@@ -29,13 +29,14 @@ void Sampler::SetLane(Stream& s, int lane, const SamplingParams& params) {
   s.CopyAsync(params_.view().as<SamplingParams>() + lane, &host_params_[lane], sizeof(params));
 }
 
-std::span<const SampledToken> Sampler::Sample(Stream& s, TensorView logits, const int32_t* lanes,
-                                              const int32_t* positions) {
-  const size_t rows = logits.rows();
-  CHECK_LE(rows, host_sampled_.size());
-  auto* sampled = sampled_.view().as<SampledToken>();
-  ops::Sample(s, sampled, logits, lanes, positions, params_.view().as<SamplingParams>());
-  s.CopyAsync(host_sampled_.data(), sampled, rows * sizeof(SampledToken));
+void Sampler::Sample(Stream& s, TensorView logits, const int32_t* lanes, const int32_t* positions) {
+  CHECK_LE(static_cast<size_t>(logits.rows()), host_sampled_.size());
+  ops::Sample(s, sampled_.view().as<SampledToken>(), logits, lanes, positions,
+              params_.view().as<SamplingParams>());
+}
+
+std::span<const SampledToken> Sampler::Sampled(Stream& s, int rows) {
+  s.CopyAsync(host_sampled_.data(), sampled_.view().data, rows * sizeof(SampledToken));
   s.Synchronize();
   return std::span(host_sampled_).first(rows);
 }

@@ -23,9 +23,10 @@ class Sampler {
   static absl::StatusOr<Sampler> Make(Device& device, int lanes, int max_rows);
 
   void SetLane(Stream& s, int lane, const SamplingParams& params);
-  // logits: float32 [n, vocab]; lanes, positions: int32 [n], device. Waits for the stream.
-  std::span<const SampledToken> Sample(Stream& s, TensorView logits, const int32_t* lanes,
-                                       const int32_t* positions);
+  // logits: float32 [n, vocab]; lanes, positions: int32 [n], device. Enqueues only.
+  void Sample(Stream& s, TensorView logits, const int32_t* lanes, const int32_t* positions);
+  // What the last Sample drew for its n rows. Waits for the stream.
+  std::span<const SampledToken> Sampled(Stream& s, int rows);
   // The `count` likeliest tokens of each row. Waits for the stream.
   std::vector<TopTokens> Top(Stream& s, TensorView logits, int count);
   // log softmax(logits[i])[targets[i]]. Waits for the stream.
