@@ -30,6 +30,7 @@ constexpr OpTable kCudaOps = {
     .move_slots = MoveSlots,
     .rotate_and_write = RotateAndWrite,
     .attention = Attention,
+    .attend_decode = AttendDecode,
     .add_scores = AddScores,
     .advance_lanes = AdvanceLanes,
     .pack_lane = PackLane,
@@ -50,6 +51,9 @@ CudaStream::CudaStream(Device& device, int index) : Stream(device), index_(index
   // Non-blocking: not ordered against the default stream, which nobody here works on.
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, index));
+  int major = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+  launches_dependents_ = major >= 9;
 }
 
 CudaStream::~CudaStream() {

@@ -48,6 +48,8 @@ class CudaStream final : public Stream {
   void* Scratch(size_t bytes);
   GemmPlans& gemm_plans();
   int multiprocessors() const { return multiprocessors_; }
+  // Whether kernels may begin before their predecessor has ended (compute capability 9).
+  bool launches_dependents() const { return launches_dependents_; }
 
  private:
   void ForgetGraphs();
@@ -57,6 +59,7 @@ class CudaStream final : public Stream {
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
   int multiprocessors_ = 0;
+  bool launches_dependents_ = false;
   // By Replay's key; null: has run once and is recorded next time.
   std::map<uint64_t, cudaGraphExec_t> graphs_;
   std::unique_ptr<GemmPlans> gemm_plans_;
@@ -97,6 +100,9 @@ class CudaDevice final : public Device {
 inline cudaStream_t Native(Stream& stream) { return static_cast<CudaStream&>(stream).get(); }
 inline int Multiprocessors(Stream& stream) {
   return static_cast<CudaStream&>(stream).multiprocessors();
+}
+inline bool LaunchesDependents(Stream& stream) {
+  return static_cast<CudaStream&>(stream).launches_dependents();
 }
 inline void* Scratch(Stream& stream, size_t bytes) {
   return static_cast<CudaStream&>(stream).Scratch(bytes);

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
@@ -37,6 +38,9 @@ void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorV
 // attention/
 void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Batch& batch,
                const KvMemory& kv, const SlotTable& table, const AttentionSpec& spec);
+bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch, const KvMemory& kv,
+                  const SlotTable& table, const Placement& placement, const AttentionSpec& spec,
+                  std::span<const PolicyRule> policies);
 
 // cache/
 void ClearLane(Stream& s, const SlotTable& table, int lane);

@@ -121,4 +121,10 @@ struct ScoreRule {
   bool shared = false;       // mass summed over the chunks of a pass, one decision for all
 };
 
+// What a policy is to the kernels: how its lanes' tokens find their slots and what it learns.
+struct PolicyRule {
+  bool by_score = false;  // PlaceByScore and AddScores; else PlaceInRing
+  ScoreRule score;
+};
+
 }  // namespace keyline

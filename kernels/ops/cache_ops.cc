@@ -29,6 +29,18 @@ void CheckSameShape(const KvMemory& kv, const SlotTable& table) {
   CHECK_EQ(kv.slots % kSlotPadding, 0);
 }
 
+void CheckAttention(const TensorView& out, const TensorView& qkv, const Batch& batch,
+                    const KvMemory& kv, const SlotTable& table, const AttentionSpec& spec) {
+  CheckBatch(batch, table);
+  CheckSameShape(kv, table);
+  CHECK_EQ(spec.kv_heads, kv.kv_heads);
+  CHECK_EQ(spec.head_dim, kv.head_dim);
+  CHECK(spec.heads >= spec.kv_heads && spec.heads % spec.kv_heads == 0)
+      << spec.heads << " query heads for " << spec.kv_heads << " KV heads";
+  CheckRows("qkv", qkv, batch.tokens, int64_t{spec.heads + 2 * spec.kv_heads} * spec.head_dim);
+  CheckRows("out", out, batch.tokens, int64_t{spec.heads} * spec.head_dim);
+}
+
 }  // namespace
 
 void ClearLane(Stream& s, const SlotTable& table, int lane) {
@@ -74,15 +86,17 @@ void RotateAndWrite(Stream& s, const KvMemory& kv, const SlotTable& table,
 
 void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Batch& batch,
                const KvMemory& kv, const SlotTable& table, const AttentionSpec& spec) {
-  CheckBatch(batch, table);
-  CheckSameShape(kv, table);
-  CHECK_EQ(spec.kv_heads, kv.kv_heads);
-  CHECK_EQ(spec.head_dim, kv.head_dim);
-  CHECK(spec.heads >= spec.kv_heads && spec.heads % spec.kv_heads == 0)
-      << spec.heads << " query heads for " << spec.kv_heads << " KV heads";
-  CheckRows("qkv", qkv, batch.tokens, int64_t{spec.heads + 2 * spec.kv_heads} * spec.head_dim);
-  CheckRows("out", out, batch.tokens, int64_t{spec.heads} * spec.head_dim);
+  CheckAttention(out, qkv, batch, kv, table, spec);
   Table(s).attention(s, out, mass, qkv, batch, kv, table, spec);
+}
+
+bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch, const KvMemory& kv,
+                  const SlotTable& table, const Placement& placement, const AttentionSpec& spec,
+                  std::span<const PolicyRule> policies) {
+  if (Table(s).attend_decode == nullptr) return false;
+  CHECK_EQ(batch.max_chunk_tokens, 1);
+  CheckAttention(out, qkv, batch, kv, table, spec);
+  return Table(s).attend_decode(s, out, qkv, batch, kv, table, placement, spec, policies);
 }
 
 void AddScores(Stream& s, const SlotTable& table, const float* mass, const Batch& batch, int policy,

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
@@ -55,6 +56,14 @@ void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Bat
 // scores += what the mass says by the rule, for chunks of `policy` that take mass.
 void AddScores(Stream& s, const SlotTable& table, const float* mass, const Batch& batch, int policy,
                const ScoreRule& rule);
+
+// A whole pass, from the choice of slots to the advance of the lanes, for chunks of one token,
+// where the backend has kernels for that; false: nothing was done, and the operations above do it.
+// policies: by policy number. What it leaves in memory is theirs up to rounding, but for the k and
+// v of qkv and for mass, which it keeps to itself. REQUIRES: batch.max_chunk_tokens == 1.
+bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch, const KvMemory& kv,
+                  const SlotTable& table, const Placement& placement, const AttentionSpec& spec,
+                  std::span<const PolicyRule> policies);
 
 // The last operation of a pass: every chunk's lane has come so much further.
 void AdvanceLanes(Stream& s, const SlotTable& table, const Batch& batch);

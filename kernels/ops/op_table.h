@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
@@ -40,6 +41,10 @@ struct OpTable {
                            TensorView qkv, const Batch&, const AttentionSpec&);
   void (*attention)(Stream&, TensorView out, float* mass, TensorView qkv, const Batch&,
                     const KvMemory&, const SlotTable&, const AttentionSpec&);
+  // May be null: a backend without.
+  bool (*attend_decode)(Stream&, TensorView out, TensorView qkv, const Batch&, const KvMemory&,
+                        const SlotTable&, const Placement&, const AttentionSpec&,
+                        std::span<const PolicyRule> policies);
   void (*add_scores)(Stream&, const SlotTable&, const float* mass, const Batch&, int policy,
                      const ScoreRule&);
   void (*advance_lanes)(Stream&, const SlotTable&, const Batch&);

@@ -172,6 +172,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(Device& device, const C
   state->slots = PhysicalSlots(shape.length);
   state->policies = std::move(plan.policies);
   state->needs = plan.needs;
+  for (const auto& policy : state->policies) state->policy_rules.push_back(policy->rule());
   state->lane_rules.resize(shape.lanes);
   ASSIGN_OR_RETURN(state->storage, KvStorage::Create(device, plan.formats, shape.lanes,
                                                      shape.kv_heads, shape.head_dim, state->slots));
@@ -245,12 +246,17 @@ void KvCache::Attend(Stream& s, const Batch& batch, TensorView qkv, const Attent
   float* mass = state.needs.scores ? state.workspace->mass.view().as<float>() : nullptr;
   const int policies = static_cast<int>(state.policies.size());
 
-  for (int i = 0; i < policies; ++i) state.policies[i]->Place(s, placement, batch, table, i);
-  if (state.needs.moves) ops::MoveSlots(s, kv, table, placement, batch);
-  ops::RotateAndWrite(s, kv, table, placement, qkv, batch, spec);
-  ops::Attention(s, out, mass, qkv, batch, kv, table, spec);
-  for (int i = 0; i < policies; ++i) state.policies[i]->Score(s, table, mass, batch, i);
-  ops::AdvanceLanes(s, table, batch);
+  const bool done =
+      batch.max_chunk_tokens == 1 &&
+      ops::AttendDecode(s, out, qkv, batch, kv, table, placement, spec, state.policy_rules);
+  if (!done) {
+    for (int i = 0; i < policies; ++i) state.policies[i]->Place(s, placement, batch, table, i);
+    if (state.needs.moves) ops::MoveSlots(s, kv, table, placement, batch);
+    ops::RotateAndWrite(s, kv, table, placement, qkv, batch, spec);
+    ops::Attention(s, out, mass, qkv, batch, kv, table, spec);
+    for (int i = 0; i < policies; ++i) state.policies[i]->Score(s, table, mass, batch, i);
+    ops::AdvanceLanes(s, table, batch);
+  }
   if (state.record) ReadPlacement(s, placement, batch, state.shape.kv_heads, state.placements);
 }
 

@@ -29,6 +29,7 @@ struct KvCache::State {
   KvCacheShape shape;
   int slots = 0;                                          // physical
   std::vector<std::unique_ptr<EvictionPolicy>> policies;  // enabled ones; LaneRules::policy counts
+  std::vector<PolicyRule> policy_rules;                   // theirs
   PolicyNeeds needs;                                      // of any of them
   KvStorage storage;
   Tensor rules;     // LaneRules [lanes]

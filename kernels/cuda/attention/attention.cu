@@ -1,5 +1,8 @@
 // Attention over the slots of a cache: which kernels do it, and their scratch memory.
+#include <algorithm>
+
 #include "kernels/cuda/attention/attention_kernels.cuh"
+#include "kernels/cuda/attention/decode_pass.cuh"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/numbers.cuh"
@@ -18,6 +21,52 @@ bool Readable(KvFormat format, DType dtype) {
   return IsQuantized(format) || format == PlainFormat(dtype);
 }
 
+// Whether the tensor core kernels can do it. Their copies of 16 bytes need rows of queries that
+// begin at multiples of it.
+bool TakesMma(const TensorView& out, const TensorView& qkv, const KvMemory& kv) {
+  return qkv.dtype != DType::kF32 && HasMma(kv.head_dim) && Readable(kv.k_format, qkv.dtype) &&
+         Readable(kv.v_format, qkv.dtype) && qkv.strides[0] % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(qkv.data) % 16 == 0 && out.strides[0] % 2 == 0;
+}
+
+AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, const Batch& batch,
+                                 const KvMemory& kv, const SlotTable& table,
+                                 const AttentionSpec& spec) {
+  CHECK_LE(spec.head_dim, kMostHeadDim) << "head_dim";
+  CHECK(out.dtype == qkv.dtype);
+  return {.out = out.data,
+          .out_stride = out.strides[0],
+          .qkv = qkv.data,
+          .qkv_stride = qkv.strides[0],
+          .wants_mass = false,
+          .mass = nullptr,
+          .lse = nullptr,
+          .parts = nullptr,
+          .logits = nullptr,
+          .chunk = batch.chunk,
+          .kv = kv,
+          .rules = table.rules,
+          .slot_pos = table.slot_pos,
+          .value_norms = nullptr,
+          .heads = spec.heads,
+          .group = spec.heads / spec.kv_heads,
+          .scale = spec.scale,
+          .softcap = spec.softcap,
+          .window = spec.window};
+}
+
+// Scratch memory for the kernels that will run. decode: those for chunks of one token.
+void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode) {
+  const size_t lse = a.wants_mass ? size_t(batch.tokens) * a.heads : 0;
+  const size_t parts = !decode ? 0
+                               : size_t(batch.chunks) * a.kv.kv_heads * SplitsOf(a.kv) *
+                                     PartFloats(a.group, a.kv.head_dim);
+  const size_t logits = decode && a.wants_mass ? size_t(batch.chunks) * a.heads * a.kv.slots : 0;
+  a.lse = static_cast<float*>(Scratch(s, (lse + parts + logits) * sizeof(float)));
+  a.parts = a.lse + lse;
+  a.logits = a.parts + parts;
+}
+
 }  // namespace
 
 bool HasMma(int head_dim) {
@@ -26,52 +75,48 @@ bool HasMma(int head_dim) {
 
 void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Batch& batch,
                const KvMemory& kv, const SlotTable& table, const AttentionSpec& spec) {
-  CHECK_LE(spec.head_dim, kMostHeadDim) << "head_dim";
-  CHECK(out.dtype == qkv.dtype);
-  AttentionArguments a = {.out = out.data,
-                          .out_stride = out.strides[0],
-                          .qkv = qkv.data,
-                          .qkv_stride = qkv.strides[0],
-                          .mass = mass,
-                          .lse = nullptr,
-                          .parts = nullptr,
-                          .logits = nullptr,
-                          .chunk = batch.chunk,
-                          .kv = kv,
-                          .rules = table.rules,
-                          .slot_pos = table.slot_pos,
-                          .heads = spec.heads,
-                          .group = spec.heads / spec.kv_heads,
-                          .scale = spec.scale,
-                          .softcap = spec.softcap,
-                          .window = spec.window};
-  // Copies of 16 bytes need rows of queries that begin at multiples of it.
-  const bool aligned = qkv.strides[0] % 8 == 0 && reinterpret_cast<uintptr_t>(qkv.data) % 16 == 0 &&
-                       out.strides[0] % 2 == 0;
-  const bool mma = qkv.dtype != DType::kF32 && HasMma(spec.head_dim) && aligned &&
-                   Readable(kv.k_format, qkv.dtype) && Readable(kv.v_format, qkv.dtype);
-  const size_t lse = mass == nullptr ? 0 : size_t(batch.tokens) * spec.heads;
-  const bool decode = mma && (batch.max_chunk_tokens == 1 || batch.chunks > 1);
-  const size_t parts = !decode ? 0
-                               : size_t(batch.chunks) * kv.kv_heads * SplitsOf(kv) *
-                                     PartFloats(a.group, kv.head_dim);
-  const size_t logits =
-      !decode || mass == nullptr ? 0 : size_t(batch.chunks) * spec.heads * kv.slots;
-  auto* scratch = static_cast<float*>(Scratch(s, (lse + parts + logits) * sizeof(float)));
-  a.lse = scratch;
-  a.parts = a.lse + lse;
-  a.logits = a.parts + parts;
+  AttentionArguments a = MakeArguments(out, qkv, batch, kv, table, spec);
+  a.wants_mass = mass != nullptr;
+  a.mass = mass;
+  const bool mma = TakesMma(out, qkv, kv);
+  Provide(s, a, batch, mma && (batch.max_chunk_tokens == 1 || batch.chunks > 1));
   switch (qkv.dtype) {
     case DType::kF32:
-      return AttendSimt<float>(Native(s), a, batch);
+      return AttendSimt<float>(s, a, batch);
     case DType::kF16:
-      return mma ? AttendMma<__half>(Native(s), a, batch) : AttendSimt<__half>(Native(s), a, batch);
+      return mma ? AttendMma<__half>(s, a, batch) : AttendSimt<__half>(s, a, batch);
     case DType::kBF16:
-      return mma ? AttendMma<__nv_bfloat16>(Native(s), a, batch)
-                 : AttendSimt<__nv_bfloat16>(Native(s), a, batch);
+      return mma ? AttendMma<__nv_bfloat16>(s, a, batch) : AttendSimt<__nv_bfloat16>(s, a, batch);
     default:
       LOG(FATAL) << "no attention in " << Name(qkv.dtype);
   }
+}
+
+bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch, const KvMemory& kv,
+                  const SlotTable& table, const Placement& placement, const AttentionSpec& spec,
+                  std::span<const PolicyRule> policies) {
+  // Rankings that look at all heads, or at all lanes, take more than a block a head.
+  const bool apart = std::none_of(policies.begin(), policies.end(), [](const PolicyRule& rule) {
+    return rule.by_score && (rule.score.errors || rule.score.shared);
+  });
+  if (!apart || policies.size() > kMostPolicies || !TakesMma(out, qkv, kv)) return false;
+  DecodePass pass = {.attention = MakeArguments(out, qkv, batch, kv, table, spec),
+                     .batch = batch,
+                     .table = table,
+                     .placement = placement,
+                     .spec = spec,
+                     .qkv = qkv.data,
+                     .policies = {}};
+  std::copy(policies.begin(), policies.end(), pass.policies);
+  pass.attention.wants_mass = table.scores != nullptr;
+  pass.attention.value_norms = table.value_norms;
+  Provide(s, pass.attention, batch, /*decode=*/true);
+  if (qkv.dtype == DType::kF16) {
+    RunDecodePass<__half>(s, pass);
+  } else {
+    RunDecodePass<__nv_bfloat16>(s, pass);
+  }
+  return true;
 }
 
 }  // namespace keyline::cuda

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/cuda/attention/kv_tiles.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 namespace keyline::cuda {
@@ -17,18 +18,21 @@ constexpr int kDecodeThreads = kDecodeWarps * kWarp;
 constexpr int kDecodeRows = 16;
 constexpr int kDecodeSlots = 16 * kDecodeWarps;  // of a tile
 
-// The part of one (chunk, KV head, split): m [group], l [group], o [group, head_dim].
+// The part of one (chunk, KV head, split): m, l [group] and o [group, head_dim] of flash attention,
+// and v [group]: l with every weight times the norm of its value, where those are known.
 struct DecodePart {
   float* m;
   float* l;
+  float* v;
   float* o;
 
   __device__ DecodePart(const AttentionArguments& a, int chunk, int kv_head, int split) {
     const int splits = (a.kv.slots + kSplitSlots - 1) / kSplitSlots;
     const size_t index = (size_t(chunk) * a.kv.kv_heads + kv_head) * splits + split;
-    m = a.parts + index * (size_t(a.group) * (a.kv.head_dim + 2));
+    m = a.parts + index * (size_t(a.group) * (a.kv.head_dim + 3));
     l = m + a.group;
-    o = l + a.group;
+    v = l + a.group;
+    o = v + a.group;
   }
 };
 
@@ -44,7 +48,7 @@ struct DecodeShared {
   static constexpr size_t kQ = Tile<T, kDim>::Bytes(kDecodeRows);
   static constexpr size_t kTile = Tile<T, kDim>::Bytes(kDecodeSlots);
   static constexpr size_t kTiles = 2 * kStages * kTile;
-  static constexpr size_t kMerge = size_t(kDecodeWarps) * kDecodeRows * (kDim + 2) * sizeof(float);
+  static constexpr size_t kMerge = size_t(kDecodeWarps) * kDecodeRows * (kDim + 3) * sizeof(float);
   static constexpr size_t kBytes = kQ + (kTiles > kMerge ? kTiles : kMerge);
 };
 
@@ -54,6 +58,8 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
   extern __shared__ __align__(16) unsigned char shared[];
   using Shared = DecodeShared<T, kDim>;
   constexpr int kStages = Shared::kStages;
+  LetSuccessorBegin();
+  WaitForPredecessor();
   const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y % a.kv.kv_heads);
   const int first_slot = blockIdx.x * kSplitSlots;
   if (t.chunk.tokens != 1 || first_slot >= t.used) return;
@@ -91,8 +97,11 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
   const LogitRule logit(a);
   float* const logits =
       t.mass ? DecodeLogits(a, blockIdx.z, t.kv_head) + size_t(first_row) * a.kv.slots : nullptr;
+  const float* const norms =
+      t.mass && a.value_norms != nullptr ? a.value_norms + (t.slot_pos - a.slot_pos) : nullptr;
   float m[2] = {-INFINITY, -INFINITY};
   float l[2] = {0, 0};
+  float v_sum[2] = {0, 0};
   float o[kDim / 8][4] = {};
 
   for (int i = 0; i < tiles; ++i) {
@@ -135,6 +144,7 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
       shrink[r] = Exp2(m[r] - base[r]);
       m[r] = new_m[r];
       l[r] *= shrink[r];
+      v_sum[r] *= shrink[r];
     }
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -142,6 +152,8 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
       for (int j = 0; j < 4; ++j) {
         s[n][j] = Exp2(s[n][j] - base[j / 2]);
         l[j / 2] += s[n][j];
+        const int slot = warp_slot + n * 8 + lane % 4 * 2 + j % 2;
+        if (norms != nullptr && slot < t.used) v_sum[j / 2] += s[n][j] * norms[slot];
       }
     }
     const uint32_t p[4] = {PackTwo<T>(s[0][0], s[0][1]), PackTwo<T>(s[0][2], s[0][3]),
@@ -166,14 +178,19 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
   float* const merge = reinterpret_cast<float*>(shared + Shared::kQ);
   float* const part_m = merge + size_t(kDecodeWarps) * kDecodeRows * kDim;
   float* const part_l = part_m + kDecodeWarps * kDecodeRows;
+  float* const part_v = part_l + kDecodeWarps * kDecodeRows;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    l[r] += __shfl_xor_sync(kAllLanes, l[r], 1);
-    l[r] += __shfl_xor_sync(kAllLanes, l[r], 2);
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2) {
+      l[r] += __shfl_xor_sync(kAllLanes, l[r], offset);
+      v_sum[r] += __shfl_xor_sync(kAllLanes, v_sum[r], offset);
+    }
     const int row = warp * kDecodeRows + lane / 4 + r * 8;
     if (lane % 4 == 0) {
       part_m[row] = m[r];
       part_l[row] = l[r];
+      part_v[row] = v_sum[r];
     }
 #pragma unroll
     for (int d = 0; d < kDim / 8; ++d) {
@@ -192,77 +209,116 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
     const float from = top == -INFINITY ? 0.0f : top;
     float sum = 0;
     float length = 0;
+    float weighted = 0;
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) {
       const float share = Exp2(part_m[w * kDecodeRows + row] - from);
       sum = fmaf(share, merge[size_t(w * kDecodeRows + row) * kDim + d], sum);
       length = fmaf(share, part_l[w * kDecodeRows + row], length);
+      weighted = fmaf(share, part_v[w * kDecodeRows + row], weighted);
     }
     part.o[size_t(first_row + row) * kDim + d] = sum;
     if (d == 0) {
       part.m[first_row + row] = top;
       part.l[first_row + row] = length;
+      part.v[first_row + row] = weighted;
     }
   }
 }
 
+// m and l of all splits of one query head. `more`: DecodePart::v, merged alike.
+struct MergedSums {
+  float base;    // largest m, 0 where nothing was seen
+  float length;  // l
+  float values;  // v
+};
+
+__device__ inline MergedSums MergeSums(const AttentionArguments& a, int chunk, int kv_head,
+                                       int splits, int head) {
+  float top = -INFINITY;
+  for (int s = 0; s < splits; ++s) top = fmaxf(top, DecodePart(a, chunk, kv_head, s).m[head]);
+  MergedSums sums = {top == -INFINITY ? 0.0f : top, 0, 0};
+  for (int s = 0; s < splits; ++s) {
+    const DecodePart part(a, chunk, kv_head, s);
+    const float share = Exp2(part.m[head] - sums.base);
+    sums.length = fmaf(share, part.l[head], sums.length);
+    sums.values = fmaf(share, part.v[head], sums.values);
+  }
+  return sums;
+}
+
+// out of one chunk and KV head, from the parts of its splits. By a block of kDecodeThreads.
+// sums: shared memory, [group].
+template <class T>
+__device__ void MergeParts(MergedSums* sums, const AttentionArguments& a, const AttentionTask& t,
+                           int chunk, int splits) {
+  for (int head = threadIdx.x; head < a.group; head += kDecodeThreads) {
+    sums[head] = MergeSums(a, chunk, t.kv_head, splits, head);
+  }
+  __syncthreads();
+  const int dim = a.kv.head_dim;
+  T* const out = static_cast<T*>(a.out) + t.chunk.first_token * a.out_stride +
+                 size_t(t.kv_head) * a.group * dim;
+  for (int i = threadIdx.x; i < a.group * dim; i += kDecodeThreads) {
+    const int head = i / dim;
+    float o = 0;
+#pragma unroll 4
+    for (int s = 0; s < splits; ++s) {
+      const DecodePart part(a, chunk, t.kv_head, s);
+      o = fmaf(Exp2(part.m[head] - sums[head].base), part.o[i], o);
+    }
+    out[i] = FromFloat<T>(sums[head].length > 0 ? o / sums[head].length : 0.0f);
+  }
+}
+
+// Shared memory of a block that merges.
+inline size_t MergeBytes(int group) { return group * sizeof(MergedSums); }
+
+// lse[head] of the group's query heads, in units of log 2; returns, to every thread, the mass of
+// the chunk weighted by the norms of the values. By a whole block.
+__device__ inline float MergeLse(float* lse, const AttentionArguments& a, const AttentionTask& t,
+                                 int chunk, int splits) {
+  float weighted = 0;
+  for (int head = threadIdx.x; head < a.group; head += kDecodeThreads) {
+    const MergedSums sums = MergeSums(a, chunk, t.kv_head, splits, head);
+    const bool seen = sums.length > 0;
+    lse[head] = seen ? sums.base + log2f(sums.length) : INFINITY;
+    weighted += seen ? sums.values / sums.length : 0.0f;
+  }
+  // Its barriers also stand between lse and its readers.
+  return ReduceBlock(weighted, Plus{}, 0.0f) / static_cast<float>(a.group);
+}
+
+// Mass of a slot, averaged over the query heads. logits: DecodeLogits.
+__device__ inline float MassOfSlot(const AttentionArguments& a, const float* logits,
+                                   const float* lse, int slot) {
+  float sum = 0;
+  for (int head = 0; head < a.group; ++head) {
+    sum += Exp2(logits[size_t(head) * a.kv.slots + slot] - lse[head]);
+  }
+  return sum / static_cast<float>(a.group);
+}
+
 // Grid: (1 + splits if mass is taken, kv_heads, chunks): block 0 merges the parts, the others turn
-// the logits of a split into mass. Dynamic shared memory: one float a query head.
+// the logits of a split into mass. Dynamic shared memory: MergeBytes.
 template <class T>
 __global__ void __launch_bounds__(kDecodeThreads) MergeDecode(const AttentionArguments a) {
-  extern __shared__ float lse[];
+  extern __shared__ MergedSums sums[];
+  LetSuccessorBegin();
+  WaitForPredecessor();
   const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
   if (t.chunk.tokens != 1) return;
   const int splits = (t.used + kSplitSlots - 1) / kSplitSlots;
   const int split = static_cast<int>(blockIdx.x) - 1;
-  if (split >= 0 && (!t.mass || split >= splits)) return;
-  const int dim = a.kv.head_dim;
-
-  if (split < 0) {
-    T* const out = static_cast<T*>(a.out) + t.chunk.first_token * a.out_stride +
-                   size_t(t.kv_head) * a.group * dim;
-    for (int i = threadIdx.x; i < a.group * dim; i += kDecodeThreads) {
-      const int head = i / dim;
-      float top = -INFINITY;
-      for (int s = 0; s < splits; ++s) {
-        top = fmaxf(top, DecodePart(a, blockIdx.z, t.kv_head, s).m[head]);
-      }
-      const float from = top == -INFINITY ? 0.0f : top;
-      float sum = 0;
-      float length = 0;
-      for (int s = 0; s < splits; ++s) {
-        const DecodePart part(a, blockIdx.z, t.kv_head, s);
-        const float share = Exp2(part.m[head] - from);
-        sum = fmaf(share, part.o[i], sum);
-        length = fmaf(share, part.l[head], length);
-      }
-      out[i] = FromFloat<T>(length > 0 ? sum / length : 0.0f);
-    }
-    return;
-  }
-  for (int head = threadIdx.x; head < a.group; head += kDecodeThreads) {
-    float top = -INFINITY;
-    for (int s = 0; s < splits; ++s) {
-      top = fmaxf(top, DecodePart(a, blockIdx.z, t.kv_head, s).m[head]);
-    }
-    const float from = top == -INFINITY ? 0.0f : top;
-    float length = 0;
-    for (int s = 0; s < splits; ++s) {
-      const DecodePart part(a, blockIdx.z, t.kv_head, s);
-      length = fmaf(Exp2(part.m[head] - from), part.l[head], length);
-    }
-    lse[head] = length > 0 ? top + log2f(length) : INFINITY;
-  }
-  __syncthreads();
+  if (split < 0) return MergeParts<T>(sums, a, t, blockIdx.z, splits);
+  if (!t.mass || split >= splits) return;
+  float* const lse = reinterpret_cast<float*>(sums);
+  MergeLse(lse, a, t, blockIdx.z, splits);
   const float* logits = DecodeLogits(a, blockIdx.z, t.kv_head);
   float* const mass = a.mass + (size_t(blockIdx.z) * a.kv.kv_heads + t.kv_head) * a.kv.slots;
   const int end = min((split + 1) * kSplitSlots, t.used);
   for (int slot = split * kSplitSlots + threadIdx.x; slot < end; slot += kDecodeThreads) {
-    float sum = 0;
-    for (int head = 0; head < a.group; ++head) {
-      sum += Exp2(logits[size_t(head) * a.kv.slots + slot] - lse[head]);
-    }
-    mass[slot] = sum / static_cast<float>(a.group);
+    mass[slot] = MassOfSlot(a, logits, lse, slot);
   }
 }
 

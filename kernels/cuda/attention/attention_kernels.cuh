@@ -1,11 +1,10 @@
 // The ways of attention. Private to this folder; attention.cu chooses.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/device/device.h"
 #include "kernels/ops/batch.h"
 #include "kernels/ops/cache_memory.h"
 
@@ -25,6 +24,7 @@ struct AttentionArguments {
   KvMemory kv;
   const LaneRules* rules;
   const int32_t* slot_pos;
+  const float* value_norms;  // read by decode with mass where not null
   int heads;
   int group;  // query heads of a KV head
   float scale;
@@ -51,7 +51,7 @@ __device__ inline AttentionTask TaskOf(const AttentionArguments& a, int chunk, i
   const int tokens = t.chunk.first_position + t.chunk.tokens;
   t.in_order = tokens <= rules.length;
   t.used = t.in_order ? tokens : rules.length;
-  t.mass = a.mass != nullptr && t.chunk.takes_mass != 0 && rules.wants_mass != 0;
+  t.mass = a.wants_mass && t.chunk.takes_mass != 0 && rules.wants_mass != 0;
   t.slot_pos = a.slot_pos + (size_t(t.chunk.lane) * a.kv.kv_heads + kv_head) * a.kv.slots;
   return t;
 }
@@ -64,18 +64,21 @@ __device__ inline int LowestSeen(const AttentionArguments& a, int p) {
 // attention_simt.cu: any head size up to 256, any format, exact in float32.
 constexpr int kMostHeadDim = 256;
 template <class T>
-void AttendSimt(cudaStream_t stream, const AttentionArguments& a, const Batch& batch);
+void AttendSimt(Stream& s, const AttentionArguments& a, const Batch& batch);
 
 // attention_mma_{bf16,f16}.cu: on tensor cores, for the head sizes of HasMma. T: __half or
 // __nv_bfloat16, the type of activations and of a plain cache.
 bool HasMma(int head_dim);
 template <class T>
-void AttendMma(cudaStream_t stream, const AttentionArguments& a, const Batch& batch);
+void AttendMma(Stream& s, const AttentionArguments& a, const Batch& batch);
+struct DecodePass;
+template <class T>
+void RunDecodePass(Stream& s, const DecodePass& p);
 
 // Scratch of AttendMma for chunks of one token.
 constexpr int kSplitSlots = 256;  // of a block
 inline int SplitsOf(const KvMemory& kv) { return (kv.slots + kSplitSlots - 1) / kSplitSlots; }
-// Per chunk and KV head and split: m [group], l [group], o [group, head_dim].
-inline size_t PartFloats(int group, int head_dim) { return size_t(group) * (head_dim + 2); }
+// Per chunk and KV head and split: m, l and v [group], o [group, head_dim].
+inline size_t PartFloats(int group, int head_dim) { return size_t(group) * (head_dim + 3); }
 
 }  // namespace keyline::cuda

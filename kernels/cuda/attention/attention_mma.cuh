@@ -1,10 +1,11 @@
 // Launches of the tensor core kernels, for one type of activations.
 #pragma once
 
-#include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/attention/attention_chunk.cuh"
 #include "kernels/cuda/attention/attention_decode.cuh"
+#include "kernels/cuda/attention/decode_pass.cuh"
 #include "kernels/cuda/cuda_check.h"
 
 namespace keyline::cuda {
@@ -17,51 +18,72 @@ void AllowShared(Kernel* kernel, size_t bytes) {
 }
 
 template <class T, int kDim>
-void AttendMmaOf(cudaStream_t stream, const AttentionArguments& a, const Batch& batch) {
+void LaunchDecode(Stream& s, const AttentionArguments& a, const Batch& batch) {
+  const unsigned row_tiles = (a.group + kDecodeRows - 1) / kDecodeRows;
+  LaunchDependent(s, AttendDecode<T, kDim>,
+                  dim3(SplitsOf(a.kv), a.kv.kv_heads * row_tiles, batch.chunks), kDecodeThreads,
+                  DecodeShared<T, kDim>::kBytes, a);
+}
+
+// Blocks that merge the splits and, with mass, do something with the logits of each.
+inline dim3 MergeGrid(const AttentionArguments& a, const Batch& batch) {
+  return dim3(a.wants_mass ? 1 + SplitsOf(a.kv) : 1, a.kv.kv_heads, batch.chunks);
+}
+
+template <class T, int kDim>
+void AttendMmaOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
   const unsigned heads = a.kv.kv_heads;
   const unsigned chunks = batch.chunks;
-  const unsigned splits = SplitsOf(a.kv);
   if (batch.max_chunk_tokens == 1 || batch.chunks > 1) {
-    const unsigned row_tiles = (a.group + kDecodeRows - 1) / kDecodeRows;
-    constexpr size_t kBytes = DecodeShared<T, kDim>::kBytes;
-    AllowShared(AttendDecode<T, kDim>, kBytes);
-    AttendDecode<T, kDim>
-        <<<dim3(splits, heads * row_tiles, chunks), kDecodeThreads, kBytes, stream>>>(a);
-    CUDA_CHECK(cudaGetLastError());
-    MergeDecode<T><<<dim3(a.mass != nullptr ? 1 + splits : 1, heads, chunks), kDecodeThreads,
-                     a.group * sizeof(float), stream>>>(a);
-    CUDA_CHECK(cudaGetLastError());
+    LaunchDecode<T, kDim>(s, a, batch);
+    LaunchDependent(s, MergeDecode<T>, MergeGrid(a, batch), kDecodeThreads, MergeBytes(a.group), a);
   }
   if (batch.max_chunk_tokens == 1) return;
   const unsigned rows = (int64_t{batch.max_chunk_tokens} * a.group + kChunkRows - 1) / kChunkRows;
   constexpr size_t kBytes = ChunkShared<T, kDim>::kBytes;
   AllowShared(AttendChunk<T, kDim>, kBytes);
-  AttendChunk<T, kDim><<<dim3(rows, heads, chunks), kChunkThreads, kBytes, stream>>>(a);
+  AttendChunk<T, kDim><<<dim3(rows, heads, chunks), kChunkThreads, kBytes, Native(s)>>>(a);
   CUDA_CHECK(cudaGetLastError());
-  if (a.mass == nullptr) return;
+  if (!a.wants_mass) return;
   constexpr size_t kMassBytes = MassShared<T, kDim>::kBytes;
   AllowShared(MassOfChunk<T, kDim>, kMassBytes);
   MassOfChunk<T, kDim>
-      <<<dim3(a.kv.slots / kTileSlots, heads, chunks), kChunkThreads, kMassBytes, stream>>>(a);
+      <<<dim3(a.kv.slots / kTileSlots, heads, chunks), kChunkThreads, kMassBytes, Native(s)>>>(a);
   CUDA_CHECK(cudaGetLastError());
 }
 
-template <class T>
-void AttendMma(cudaStream_t stream, const AttentionArguments& a, const Batch& batch) {
-  switch (a.kv.head_dim) {
+// Calls body(integral_constant) with the head size, one of HasMma.
+template <class Body>
+void DispatchHeadDim(int head_dim, const Body& body) {
+  switch (head_dim) {
     case 64:
-      return AttendMmaOf<T, 64>(stream, a, batch);
+      return body(std::integral_constant<int, 64>{});
     case 80:
-      return AttendMmaOf<T, 80>(stream, a, batch);
+      return body(std::integral_constant<int, 80>{});
     case 96:
-      return AttendMmaOf<T, 96>(stream, a, batch);
+      return body(std::integral_constant<int, 96>{});
     case 128:
-      return AttendMmaOf<T, 128>(stream, a, batch);
+      return body(std::integral_constant<int, 128>{});
     case 256:
-      return AttendMmaOf<T, 256>(stream, a, batch);
+      return body(std::integral_constant<int, 256>{});
     default:
-      LOG(FATAL) << "no tensor core kernel for heads of " << a.kv.head_dim;
+      LOG(FATAL) << "no tensor core kernel for heads of " << head_dim;
   }
+}
+
+template <class T>
+void AttendMma(Stream& s, const AttentionArguments& a, const Batch& batch) {
+  DispatchHeadDim(a.kv.head_dim, [&](auto dim) { AttendMmaOf<T, dim.value>(s, a, batch); });
+}
+
+template <class T>
+void RunDecodePass(Stream& s, const DecodePass& p) {
+  const AttentionArguments& a = p.attention;
+  LaunchDependent(s, PrepareDecode<T>, dim3(a.kv.kv_heads, p.batch.chunks), kPrepareThreads,
+                  kPrepareWarps * p.spec.head_dim * sizeof(float), p);
+  DispatchHeadDim(a.kv.head_dim, [&](auto dim) { LaunchDecode<T, dim.value>(s, a, p.batch); });
+  LaunchDependent(s, FinishDecode<T>, MergeGrid(a, p.batch), kDecodeThreads, MergeBytes(a.group),
+                  p);
 }
 
 }  // namespace keyline::cuda

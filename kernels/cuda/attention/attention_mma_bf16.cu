@@ -2,6 +2,7 @@
 
 namespace keyline::cuda {
 
-template void AttendMma<__nv_bfloat16>(cudaStream_t, const AttentionArguments&, const Batch&);
+template void AttendMma<__nv_bfloat16>(Stream&, const AttentionArguments&, const Batch&);
+template void RunDecodePass<__nv_bfloat16>(Stream&, const DecodePass&);
 
 }  // namespace keyline::cuda

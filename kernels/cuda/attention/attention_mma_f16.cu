@@ -2,6 +2,7 @@
 
 namespace keyline::cuda {
 
-template void AttendMma<__half>(cudaStream_t, const AttentionArguments&, const Batch&);
+template void AttendMma<__half>(Stream&, const AttentionArguments&, const Batch&);
+template void RunDecodePass<__half>(Stream&, const DecodePass&);
 
 }  // namespace keyline::cuda

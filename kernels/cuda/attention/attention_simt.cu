@@ -9,6 +9,7 @@
 #include "kernels/cuda/attention/attention_kernels.cuh"
 #include "kernels/cuda/attention/kv_values.cuh"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/reduce.cuh"
 
 namespace keyline::cuda {
@@ -163,27 +164,28 @@ __global__ void __launch_bounds__(kMassSlots) MassOfSlots(const AttentionArgumen
 }  // namespace
 
 template <class T>
-void AttendSimt(cudaStream_t stream, const AttentionArguments& a, const Batch& batch) {
+void AttendSimt(Stream& s, const AttentionArguments& a, const Batch& batch) {
   const auto blocks = [&](int rows, int per_block) {
     return dim3((rows + per_block - 1) / per_block, a.kv.kv_heads, batch.chunks);
   };
   const bool ones = batch.max_chunk_tokens == 1 || batch.chunks > 1;
   if (ones) {
-    AttendRows<T, kWarps><<<blocks(a.group, 1), kThreads, 0, stream>>>(a);
+    AttendRows<T, kWarps><<<blocks(a.group, 1), kThreads, 0, Native(s)>>>(a);
     CUDA_CHECK(cudaGetLastError());
   }
   if (batch.max_chunk_tokens > 1) {
-    AttendRows<T, 1><<<blocks(batch.max_chunk_tokens * a.group, kWarps), kThreads, 0, stream>>>(a);
+    AttendRows<T, 1>
+        <<<blocks(batch.max_chunk_tokens * a.group, kWarps), kThreads, 0, Native(s)>>>(a);
     CUDA_CHECK(cudaGetLastError());
   }
-  if (a.mass != nullptr) {
-    MassOfSlots<T><<<blocks(a.kv.slots, kMassSlots), kMassSlots, 0, stream>>>(a);
+  if (a.wants_mass) {
+    MassOfSlots<T><<<blocks(a.kv.slots, kMassSlots), kMassSlots, 0, Native(s)>>>(a);
     CUDA_CHECK(cudaGetLastError());
   }
 }
 
-template void AttendSimt<float>(cudaStream_t, const AttentionArguments&, const Batch&);
-template void AttendSimt<__half>(cudaStream_t, const AttentionArguments&, const Batch&);
-template void AttendSimt<__nv_bfloat16>(cudaStream_t, const AttentionArguments&, const Batch&);
+template void AttendSimt<float>(Stream&, const AttentionArguments&, const Batch&);
+template void AttendSimt<__half>(Stream&, const AttentionArguments&, const Batch&);
+template void AttendSimt<__nv_bfloat16>(Stream&, const AttentionArguments&, const Batch&);
 
 }  // namespace keyline::cuda

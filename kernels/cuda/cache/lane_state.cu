@@ -1,6 +1,7 @@
 // A lane opens, and lanes come further.
 #include <algorithm>
 
+#include "kernels/cuda/cache/ranking.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -28,16 +29,7 @@ __global__ void AdvanceLanesKernel(SlotTable table, Batch batch) {
   const int c = blockIdx.x * kThreads + threadIdx.x;
   if (c >= batch.chunks) return;
   const Chunk chunk = batch.chunk[c];
-  const LaneRules rules = table.rules[chunk.lane];
-  LaneProgress progress = table.progress[chunk.lane];
-  progress.tokens = chunk.first_position + chunk.tokens;
-  if (chunk.chunk_position == 0) progress.first_chunk = chunk.chunk_tokens;
-  if (chunk.takes_mass && rules.wants_mass) progress.scored = 1;
-  // A chunk larger than the ring replaces all of it, oldest first, and so ends where it began.
-  if (rules.grace > 0 && chunk.first_position >= rules.length && chunk.tokens <= rules.grace) {
-    progress.ring_next = (progress.ring_next + chunk.tokens) % rules.grace;
-  }
-  table.progress[chunk.lane] = progress;
+  AdvanceLane(table, chunk, table.rules[chunk.lane]);
 }
 
 }  // namespace

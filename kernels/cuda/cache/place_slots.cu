@@ -1,8 +1,8 @@
 // Where the tokens of a pass go: round a ring, or into the slots of lowest rank. The same choices
 // as kernels/cpu/cache/place_slots.cc makes, to the slot.
 #include <algorithm>
-#include <cmath>
 
+#include "kernels/cuda/cache/ranking.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -19,77 +19,17 @@ __global__ void PlaceInRingKernel(Placement out, Batch batch, SlotTable table, i
   const Chunk chunk = batch.chunk[blockIdx.y];
   const LaneRules rules = table.rules[chunk.lane];
   if (rules.policy != policy) return;
-  const int before = rules.protect_begin - rules.sinks;  // slots of the ring before the range
   const int ring = rules.length - rules.sinks - (rules.protect_end - rules.protect_begin);
   DeviceCheck(chunk.tokens <= ring || chunk.first_position == 0 ||
               chunk.first_position + chunk.tokens <= rules.length);
   const int64_t pair = int64_t{blockIdx.x} * kRingThreads + threadIdx.x;
   if (pair >= int64_t{chunk.tokens} * table.kv_heads) return;
-  int32_t slot = chunk.first_position + static_cast<int32_t>(pair / table.kv_heads);
-  if (slot >= rules.length) {
-    slot = (slot - rules.length) % ring;
-    slot += slot < before ? rules.sinks : rules.protect_end - before;
-  }
+  const int32_t slot =
+      RingSlotOf(rules, chunk.first_position + static_cast<int32_t>(pair / table.kv_heads));
   const int64_t at = int64_t{chunk.first_token} * table.kv_heads + pair;
   out.slots[at] = slot;
   if (out.moved_from != nullptr) out.moved_from[at] = -1;
 }
-
-// Lowest and highest score and error of slots that may be ranked; NaN is neither.
-struct Extremes {
-  float low_score;
-  float high_score;
-  float low_error;
-  float high_error;
-
-  __device__ static Extremes None() { return {INFINITY, -INFINITY, INFINITY, -INFINITY}; }
-
-  __device__ void Add(const Extremes& e) {
-    low_score = e.low_score < low_score ? e.low_score : low_score;
-    high_score = e.high_score > high_score ? e.high_score : high_score;
-    low_error = e.low_error < low_error ? e.low_error : low_error;
-    high_error = e.high_error > high_error ? e.high_error : high_error;
-  }
-};
-
-__device__ inline float MinMaxed(float x, float low, float high) {
-  return high > low ? __fdiv_rn(__fsub_rn(x, low), __fsub_rn(high, low)) : 0;
-}
-
-// What the ranking of one head of one chunk's lane reads.
-struct Ranking {
-  const float* scores;  // of the head, [slots]
-  const int32_t* slot_pos;
-  const float* errors;  // null: ranked by score alone
-  bool normalize;
-  int32_t tokens;         // processed before the chunk
-  int32_t last_of_first;  // last position of the first chunk
-  Extremes extremes;      // of all heads, where errors are ranked
-
-  // By age if the lane asks for it.
-  __device__ float Score(int64_t slot) const {
-    const float score = scores[slot];
-    if (!normalize) return score;
-    return __fdiv_rn(score, static_cast<float>(tokens - max(slot_pos[slot], last_of_first)));
-  }
-
-  __device__ uint64_t Key(int64_t slot) const {
-    float rank = Score(slot);
-    if (errors != nullptr) {
-      constexpr float kWeight = 0.5f;  // how scores weigh against errors
-      const float score = MinMaxed(rank, extremes.low_score, extremes.high_score);
-      const float error = MinMaxed(errors[slot], extremes.low_error, extremes.high_error);
-      rank = __fadd_rn(__fadd_rn(__fmul_rn(kWeight, score), __fmul_rn((kWeight - 1) / 2, error)),
-                       1 - kWeight);
-    }
-    return static_cast<uint64_t>(Orderable(rank)) << 32 | static_cast<uint64_t>(slot);
-  }
-
-  __device__ Extremes At(int64_t slot) const {
-    const float score = Score(slot);
-    return {score, score, errors[slot], errors[slot]};
-  }
-};
 
 // The choice for one chunk whose lane follows the rules of PlaceByScore; a block works on one head
 // at a time.
@@ -124,33 +64,23 @@ class ScoredPlacement {
   }
 
   __device__ void EvictWithoutScores(int head) const {
-    const int n = chunk_.tokens;
-    const int kept = max(min(rules_.keep_initial, rules_.length - rules_.grace - n), rules_.sinks);
+    const int kept = FirstWithoutScores(rules_, chunk_.tokens);
     Fill(head, [kept](int i) { return kept + i; });
   }
 
   __device__ Ranking RankingOf(int head, bool with_errors) const {
-    const size_t row = (size_t(chunk_.lane) * table_.kv_heads + head) * table_.slots;
-    return {
-        table_.scores + row,   table_.slot_pos + row, with_errors ? table_.errors + row : nullptr,
-        rules_.normalize != 0, chunk_.first_position, progress_.first_chunk - 1,
-        Extremes::None()};
+    return cuda::RankingOf(table_, chunk_, head, with_errors);
   }
 
   // Evicts the slots of lowest rank; their keys are in `keys` afterwards, ascending.
   __device__ void EvictLowest(int head, const Ranking& ranking) {
-    const auto key_of = [&ranking](int64_t slot) { return ranking.Key(slot); };
     if (chunk_.tokens == 1) {
-      uint64_t lowest = kNoKey;
-#pragma unroll 4
-      for (int j = rules_.sinks + threadIdx.x; j < candidates_; j += kSelectThreads) {
-        lowest = Minimum()(lowest, key_of(j));
-      }
-      lowest = ReduceBlock(lowest, Minimum(), kNoKey);
+      const uint64_t lowest = LowestKey(ranking, rules_.sinks, candidates_);
       __syncthreads();  // all have read the keys of the head before
       if (threadIdx.x == 0) keys_[0] = lowest;
       __syncthreads();
     } else {
+      const auto key_of = [&ranking](int64_t slot) { return ranking.Key(slot); };
       SelectLowest(memory_, rules_.sinks, candidates_, chunk_.tokens, 32 - __clz(candidates_),
                    key_of, keys_);
     }
@@ -181,9 +111,7 @@ class ScoredPlacement {
     return (int64_t{chunk_.first_token} + i) * table_.kv_heads + head;
   }
   // The i-th oldest token of the grace ring.
-  __device__ int32_t RingSlot(int i) const {
-    return candidates_ + (progress_.ring_next + i) % rules_.grace;
-  }
+  __device__ int32_t RingSlot(int i) const { return GraceSlot(rules_, progress_, i); }
 
   // The ring's oldest tokens move to the first of the evicted slots, the other evicted slots take
   // the chunk's first tokens, and the ring its last.

@@ -1,6 +1,5 @@
-// dense: nothing is forgotten; a token's slot is its position. A sequence that would not fit is
-// refused when it asks for a lane (ValidateLane).
-#include "kernels/ops/cache_ops.h"
+// dense: nothing is forgotten; a token's slot is its position, and the ring is never entered. A
+// sequence that would not fit is refused when it asks for a lane (ValidateLane).
 #include "runtime/cache/policies/eviction_policy.h"
 
 namespace keyline {
@@ -11,11 +10,6 @@ class Dense : public EvictionPolicy {
   explicit Dense(std::string name) : EvictionPolicy(std::move(name), kNoField, {.evicts = false}) {}
 
   int MaxChunk(const LaneRules& rules) const override { return rules.length; }
-
-  void Place(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
-             int number) const override {
-    ops::PlaceInRing(s, out, batch, table, number);  // whose ring is never entered
-  }
 
  protected:
   absl::Status FillRules(const LanePolicy&, LaneRules&) const override { return absl::OkStatus(); }

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
+#include "kernels/ops/cache_ops.h"
 
 namespace keyline {
 namespace {
@@ -59,6 +60,20 @@ absl::StatusOr<LaneRules> EvictionPolicy::Rules(const LanePolicy& asked, int len
   rules.wants_mass = needs_.scores;
   RETURN_IF_ERROR(FillRules(asked, rules));
   return rules;
+}
+
+void EvictionPolicy::Place(Stream& s, const Placement& out, const Batch& batch,
+                           const SlotTable& table, int number) const {
+  if (rule_.by_score) {
+    ops::PlaceByScore(s, out, batch, table, number, rule_.score);
+  } else {
+    ops::PlaceInRing(s, out, batch, table, number);
+  }
+}
+
+void EvictionPolicy::Score(Stream& s, const SlotTable& table, const float* mass, const Batch& batch,
+                           int number) const {
+  if (rule_.by_score) ops::AddScores(s, table, mass, batch, number, rule_.score);
 }
 
 }  // namespace keyline

@@ -42,13 +42,15 @@ enum PolicyField : unsigned {
 class EvictionPolicy {
  public:
   // `fields`: those of LanePolicy that it reads; others are refused unless at their defaults.
-  EvictionPolicy(std::string name, unsigned fields, PolicyNeeds needs)
-      : name_(std::move(name)), fields_(fields), needs_(needs) {}
+  EvictionPolicy(std::string name, unsigned fields, PolicyNeeds needs, const PolicyRule& rule = {})
+      : name_(std::move(name)), fields_(fields), needs_(needs), rule_(rule) {}
   virtual ~EvictionPolicy() = default;
 
   const std::string& name() const { return name_; }
   const PolicyNeeds& needs() const { return needs_; }
   unsigned fields() const { return fields_; }
+  // What the kernels go by.
+  const PolicyRule& rule() const { return rule_; }
 
   // The lane's rules in a layer of `length` slots, all defaults filled in. INVALID_ARGUMENT names
   // field, value and limit. Does not look at chunk_size.
@@ -58,13 +60,13 @@ class EvictionPolicy {
   virtual int MaxChunk(const LaneRules& rules) const = 0;
 
   // Enqueues the choice of slots, and moves, for the chunks whose lane has policy number `number`.
-  virtual void Place(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
-                     int number) const = 0;
+  void Place(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
+             int number) const;
 
   // Enqueues what the policy learns from a pass. mass: see ops::Attention; null if no policy of the
   // cache scores.
-  virtual void Score(Stream& /*s*/, const SlotTable& /*table*/, const float* /*mass*/,
-                     const Batch& /*batch*/, int /*number*/) const {}
+  void Score(Stream& s, const SlotTable& table, const float* mass, const Batch& batch,
+             int number) const;
 
  protected:
   // Fills in what this policy reads. Fields that all policies share have been checked.
@@ -74,6 +76,7 @@ class EvictionPolicy {
   std::string name_;
   unsigned fields_;
   PolicyNeeds needs_;
+  PolicyRule rule_;
 };
 
 // Sinks of the policies that keep the most recent tokens: as asked, or min(16, max(length / 8, 1)).

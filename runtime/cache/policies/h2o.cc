@@ -11,7 +11,6 @@
 //   breaks
 //                 the independence of lanes on purpose, so only `keyline score` offers it
 #include "absl/strings/str_cat.h"
-#include "kernels/ops/cache_ops.h"
 #include "runtime/cache/policies/eviction_policy.h"
 
 namespace keyline {
@@ -20,26 +19,13 @@ namespace {
 class H2o : public EvictionPolicy {
  public:
   H2o(std::string name, const ScoreRule& rule)
-      : EvictionPolicy(std::move(name),
-                       kSinks | kGrace | kKeepInitialFraction | kNormalizeScores | kMaxChunk,
-                       {.scores = true,
-                        .value_norms = rule.value_norms,
-                        .errors = rule.errors,
-                        .moves = true}),
-        rule_(rule) {}
+      : EvictionPolicy(
+            std::move(name), kSinks | kGrace | kKeepInitialFraction | kNormalizeScores | kMaxChunk,
+            {.scores = true, .value_norms = rule.value_norms, .errors = rule.errors, .moves = true},
+            {.by_score = true, .score = rule}) {}
 
   int MaxChunk(const LaneRules& rules) const override {
     return rules.length - rules.grace - rules.sinks;
-  }
-
-  void Place(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
-             int number) const override {
-    ops::PlaceByScore(s, out, batch, table, number, rule_);
-  }
-
-  void Score(Stream& s, const SlotTable& table, const float* mass, const Batch& batch,
-             int number) const override {
-    ops::AddScores(s, table, mass, batch, number, rule_);
   }
 
  protected:
@@ -56,9 +42,6 @@ class H2o : public EvictionPolicy {
     }
     return absl::OkStatus();
   }
-
- private:
-  ScoreRule rule_;
 };
 
 }  // namespace

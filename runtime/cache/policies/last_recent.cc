@@ -1,7 +1,6 @@
 // last_recent: the first `sinks` tokens and the most recent ones, as in StreamingLLM (Xiao et al.
 // 2023, https://arxiv.org/abs/2309.17453), with keys at their true positions. The slots behind the
 // sinks are a ring.
-#include "kernels/ops/cache_ops.h"
 #include "runtime/cache/policies/eviction_policy.h"
 
 namespace keyline {
@@ -12,11 +11,6 @@ class LastRecent : public EvictionPolicy {
   explicit LastRecent(std::string name) : EvictionPolicy(std::move(name), kSinks, {}) {}
 
   int MaxChunk(const LaneRules& rules) const override { return rules.length - rules.sinks; }
-
-  void Place(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
-             int number) const override {
-    ops::PlaceInRing(s, out, batch, table, number);
-  }
 
  protected:
   absl::Status FillRules(const LanePolicy& asked, LaneRules& rules) const override {

@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/ops/cache_ops.h"
 #include "runtime/cache/policies/eviction_policy.h"
 
 namespace keyline {
@@ -20,11 +19,6 @@ class ProtectedLastRecent : public EvictionPolicy {
 
   int MaxChunk(const LaneRules& rules) const override {
     return rules.length - rules.sinks - (rules.protect_end - rules.protect_begin);
-  }
-
-  void Place(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
-             int number) const override {
-    ops::PlaceInRing(s, out, batch, table, number);
   }
 
  protected:

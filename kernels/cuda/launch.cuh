@@ -1,0 +1,50 @@
+// Launches that may begin while their predecessor still runs (programmatic dependent launch, CUDA
+// C++ Programming Guide, section 3.2.8): where the device can do it, a kernel launched so lets its
+// successor begin at once, does what needs nothing of its predecessor, and waits before it reads
+// what that wrote or writes what that read.
+//
+// Every kernel launched here must call WaitForPredecessor in all of its threads: the order is not
+// transitive, so one that did not wait would let its successor race its predecessor.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+
+namespace keyline::cuda {
+
+__device__ inline void LetSuccessorBegin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n");
+#endif
+}
+
+__device__ inline void WaitForPredecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+template <class... Parameters, class... Arguments>
+void LaunchDependent(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                     size_t shared_bytes, const Arguments&... arguments) {
+  constexpr size_t kSharedByDefault = 48 << 10;
+  if (shared_bytes > kSharedByDefault) {
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)));
+  }
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = Native(s);
+  config.attrs = &early;
+  config.numAttrs = LaunchesDependents(s) ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+}  // namespace keyline::cuda
