@@ -3,6 +3,9 @@
 #include <glog/logging.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
 #include <random>
 
 #include "kernels/cpu/isa/kernel_set.h"
@@ -10,20 +13,73 @@
 #include "kernels/ops/ops.h"
 
 namespace keyline {
+namespace {
+
+// Numbers of 2 bytes, written and read with arithmetic, sharing nothing with the kernels.
+uint16_t ToBits(DType type, float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  if (type == DType::kBF16) {
+    if (std::isnan(x)) return sign | 0x7fc0;
+    const uint32_t below = bits & 0xffff;
+    const uint32_t half = bits >> 16;
+    return static_cast<uint16_t>(half + (below > 0x8000 || (below == 0x8000 && half % 2 == 1)));
+  }
+  CHECK(type == DType::kF16) << Name(type);
+  if (std::isnan(x)) return sign | 0x7e00;
+  const float size = std::fabs(x);
+  if (size >= 65520.0f) return sign | 0x7c00;
+  int exponent = 0;
+  std::frexp(size, &exponent);
+  exponent = std::max(exponent, -13);  // below, multiples of 2^-24
+  const auto units = static_cast<uint16_t>(std::nearbyint(std::ldexp(size, 11 - exponent)));
+  // A carry into the exponent gives the next power of two.
+  return static_cast<uint16_t>(sign | (((exponent + 13) << 10) + units));
+}
+
+float FromBits(DType type, uint16_t x) {
+  if (type == DType::kBF16) return std::bit_cast<float>(uint32_t{x} << 16);
+  const int exponent = x >> 10 & 31;
+  const int fraction = x & 1023;
+  const double size = exponent == 31  ? (fraction == 0 ? HUGE_VAL : NAN)
+                      : exponent == 0 ? std::ldexp(fraction, -24)
+                                      : std::ldexp(1024 + fraction, exponent - 25);
+  return static_cast<float>(x & 0x8000 ? -size : size);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> DeviceUnderTest::TryOpen(int threads) const {
+  return cuda ? OpenDevice("cuda:0") : OpenCpuDevice(threads, isa);
+}
 
 std::unique_ptr<Device> DeviceUnderTest::Open(int threads) const {
-  absl::StatusOr<std::unique_ptr<Device>> device = OpenCpuDevice(threads, isa);
+  absl::StatusOr<std::unique_ptr<Device>> device = TryOpen(threads);
   CHECK(device.ok()) << device.status();
   return *std::move(device);
 }
 
-std::vector<DeviceUnderTest> DevicesUnderTest() {
+double DeviceUnderTest::half_ulp() const {
+  return activations == DType::kBF16  ? std::ldexp(1.0, -8)
+         : activations == DType::kF16 ? std::ldexp(1.0, -11)
+                                      : std::ldexp(1.0, -24);
+}
+
+std::vector<DeviceUnderTest> CpusUnderTest() {
   std::vector<DeviceUnderTest> devices;
   for (const KernelSet* const* set = KernelSets(); *set != nullptr; ++set) {
     devices.push_back({std::string("cpu_") + (*set)->name, (*set)->name});
   }
   return devices;
 }
+
+std::vector<DeviceUnderTest> DevicesUnderTest() {
+  std::vector<DeviceUnderTest> devices = CpusUnderTest();
+  for (const DeviceUnderTest& cuda : CudasUnderTest()) devices.push_back(cuda);
+  return devices;
+}
+
+DeviceUnderTest DefaultCpu() { return {"cpu", ""}; }
 
 void PrintTo(const DeviceUnderTest& device, std::ostream* out) { *out << device.name; }
 
@@ -35,8 +91,16 @@ std::vector<float> RandomFloats(int64_t n, uint32_t seed, float scale) {
   return values;
 }
 
-Workbench::Workbench(std::unique_ptr<Device> device)
-    : device_(std::move(device)), stream_(device_->NewStream()) {}
+std::vector<float> Rounded(DType type, std::vector<float> values) {
+  if (type == DType::kF32) return values;
+  for (float& x : values) x = FromBits(type, ToBits(type, x));
+  return values;
+}
+
+Workbench::Workbench(const DeviceUnderTest& device, int threads)
+    : activations_(device.activations),
+      device_(device.Open(threads)),
+      stream_(device_->NewStream()) {}
 
 void* Workbench::Bytes(const void* from, size_t bytes) {
   absl::StatusOr<Tensor> tensor =
@@ -48,13 +112,26 @@ void* Workbench::Bytes(const void* from, size_t bytes) {
   return tensors_.back().view().data;
 }
 
-TensorView Workbench::Floats(int64_t rows, int64_t cols, const std::vector<float>& values) {
+TensorView Workbench::Upload(DType type, int64_t rows, int64_t cols,
+                             const std::vector<float>& values) {
   CHECK_EQ(static_cast<int64_t>(values.size()), rows * cols);
-  return MakeView(Array(values), DType::kF32, {rows, cols});
+  if (type == DType::kF32) return MakeView(Array(values), type, {rows, cols});
+  std::vector<uint16_t> bits;
+  bits.reserve(values.size());
+  for (float x : values) bits.push_back(ToBits(type, x));
+  return MakeView(Array(bits), type, {rows, cols});
+}
+
+TensorView Workbench::Floats(int64_t rows, int64_t cols, const std::vector<float>& values) {
+  return Upload(activations_, rows, cols, values);
 }
 
 TensorView Workbench::Floats(int64_t rows, int64_t cols) {
   return Floats(rows, cols, std::vector<float>(rows * cols, 0.0f));
+}
+
+TensorView Workbench::Logits(int64_t rows, int64_t cols, const std::vector<float>& values) {
+  return Upload(DType::kF32, rows, cols, values);
 }
 
 const int32_t* Workbench::Ints(const std::vector<int32_t>& values) { return Array(values); }
@@ -77,8 +154,14 @@ Weight Workbench::Pack(DType dtype, int64_t rows, int64_t cols, const std::vecto
 std::vector<float> Workbench::Read(TensorView view) {
   std::vector<float> out;
   for (int64_t r = 0; r < view.rows(); ++r) {
-    const std::vector<float> row = Read(view.row<float>(r), view.cols());
-    out.insert(out.end(), row.begin(), row.end());
+    if (view.dtype == DType::kF32) {
+      const std::vector<float> row = Read(view.row<float>(r), view.cols());
+      out.insert(out.end(), row.begin(), row.end());
+    } else {
+      for (uint16_t x : Read(view.row<uint16_t>(r), view.cols())) {
+        out.push_back(FromBits(view.dtype, x));
+      }
+    }
   }
   return out;
 }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "kernels/ops/ops.h"
 #include "tests/kernels/device_under_test.h"
@@ -19,7 +20,11 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 class LogitsTest : public testing::TestWithParam<DeviceUnderTest> {
  protected:
-  LogitsTest() : bench_(GetParam().Open()) {}
+  void SetUp() override {
+    SKIP_UNLESS_OPENS(GetParam());
+    workbench_.emplace(GetParam());
+  }
+  Workbench& bench() { return *workbench_; }
 
   // One row for each position, all with the same logits and parameters.
   std::vector<SampledToken> Sample(const std::vector<float>& logits, const SamplingParams& params,
@@ -32,11 +37,11 @@ class LogitsTest : public testing::TestWithParam<DeviceUnderTest> {
       lanes.push_back(1);
       at.push_back(i);
     }
-    SampledToken* out = bench_.Array(std::vector<SampledToken>(positions));
-    ops::Sample(bench_.stream(), out, bench_.Floats(positions, vocabulary, rows),
-                bench_.Ints(lanes), bench_.Ints(at),
-                bench_.Array(std::vector<SamplingParams>{{}, params}));
-    return bench_.Read(out, positions);
+    SampledToken* out = bench().Array(std::vector<SampledToken>(positions));
+    ops::Sample(bench().stream(), out, bench().Logits(positions, vocabulary, rows),
+                bench().Ints(lanes), bench().Ints(at),
+                bench().Array(std::vector<SamplingParams>{{}, params}));
+    return bench().Read(out, positions);
   }
 
   // The tokens that many draws come up with.
@@ -50,7 +55,7 @@ class LogitsTest : public testing::TestWithParam<DeviceUnderTest> {
     return support;
   }
 
-  Workbench bench_;
+  std::optional<Workbench> workbench_;
 };
 
 TEST_P(LogitsTest, GreedyTakesTheLowestIdAmongTheLargest) {
@@ -146,6 +151,39 @@ TEST_P(LogitsTest, FrequenciesFitTheDistribution) {
   }
 }
 
+// Enough tokens for every thread of a GPU; coarse logits, so that many are equal at every boundary.
+TEST_P(LogitsTest, FiltersOfALargeVocabularyFitTheDistribution) {
+  const int vocabulary = 20011, draws = 64, groups = 8;
+  std::vector<float> logits = RandomFloats(vocabulary, 6, 2.0f);
+  for (float& x : logits) x = std::round(4 * x) / 4;
+  std::vector<SamplingParams> settings(4);
+  for (SamplingParams& params : settings) {
+    params.temperature = 1.5f;
+    params.seed = 3;
+  }
+  settings[1].top_k = 777;
+  settings[2].top_p = 0.3f;
+  settings[3].top_k = 5000;
+  settings[3].top_p = 0.7f;
+  settings[3].min_p = 0.2f;
+  for (const SamplingParams& params : settings) {
+    const auto expected = reference::SamplingDistribution(logits, params);
+    std::vector<double> means(groups, 0.0), counts(groups, 0.0);
+    const auto group = [&](int token) { return token * groups / vocabulary; };
+    for (int i = 0; i < vocabulary; ++i) means[group(i)] += expected[i] * draws;
+    for (const SampledToken& token : Sample(logits, params, draws)) {
+      ASSERT_GT(expected[token.token], 0) << token.token;
+      counts[group(token.token)] += 1;
+    }
+    double chi_square = 0;
+    for (int g = 0; g < groups; ++g) {
+      chi_square += (counts[g] - means[g]) * (counts[g] - means[g]) / means[g];
+    }
+    const double freedom = groups - 1;
+    EXPECT_LT(chi_square, freedom + 4 * std::sqrt(2.0 * freedom) + 4);
+  }
+}
+
 TEST_P(LogitsTest, ADrawDependsOnSeedSequenceAndPositionOnly) {
   const std::vector<float> logits = RandomFloats(500, 3, 0.1f);
   SamplingParams params;
@@ -172,10 +210,10 @@ TEST_P(LogitsTest, TokenLogProbsMatchTheOracle) {
   for (const int vocabulary : {1, 17, 1000, 49152}) {
     const auto logits = RandomFloats(3 * vocabulary, 4, 4.0f);
     const std::vector<int32_t> targets = {0, -1, vocabulary - 1};
-    float* out = bench_.Array(std::vector<float>(3, 1.0f));
-    ops::TokenLogProbs(bench_.stream(), out, bench_.Floats(3, vocabulary, logits),
-                       bench_.Ints(targets));
-    const auto actual = bench_.Read(out, 3);
+    float* out = bench().Array(std::vector<float>(3, 1.0f));
+    ops::TokenLogProbs(bench().stream(), out, bench().Logits(3, vocabulary, logits),
+                       bench().Ints(targets));
+    const auto actual = bench().Read(out, 3);
     for (int i : {0, 2}) {
       const std::vector<float> row(logits.begin() + i * vocabulary,
                                    logits.begin() + (i + 1) * vocabulary);
@@ -190,11 +228,11 @@ TEST_P(LogitsTest, TopLogProbsAreInOrder) {
   logits[17] = logits[5] = logits[200] = 9;
   logits[18] = kNan;
   const int count = kMaxTopLogProbs;
-  int32_t* tokens = bench_.Array(std::vector<int32_t>(2 * count));
-  float* logprobs = bench_.Array(std::vector<float>(2 * count));
-  ops::TopLogProbs(bench_.stream(), tokens, logprobs, count, bench_.Floats(2, 300, logits));
-  const auto actual_tokens = bench_.Read(tokens, 2 * count);
-  const auto actual_logprobs = bench_.Read(logprobs, 2 * count);
+  int32_t* tokens = bench().Array(std::vector<int32_t>(2 * count));
+  float* logprobs = bench().Array(std::vector<float>(2 * count));
+  ops::TopLogProbs(bench().stream(), tokens, logprobs, count, bench().Logits(2, 300, logits));
+  const auto actual_tokens = bench().Read(tokens, 2 * count);
+  const auto actual_logprobs = bench().Read(logprobs, 2 * count);
   for (int row = 0; row < 2; ++row) {
     const std::vector<float> values(logits.begin() + row * 300, logits.begin() + (row + 1) * 300);
     const auto ranking = reference::Ranking(values);

@@ -1,0 +1,8 @@
+// In builds without CUDA.
+#include "tests/kernels/device_under_test.h"
+
+namespace keyline {
+
+std::vector<DeviceUnderTest> CudasUnderTest() { return {}; }
+
+}  // namespace keyline
