@@ -81,6 +81,14 @@ std::vector<DeviceUnderTest> DevicesUnderTest() {
 
 DeviceUnderTest DefaultCpu() { return {"cpu", ""}; }
 
+std::vector<DeviceUnderTest> ExactDevices() {
+  std::vector<DeviceUnderTest> devices = {DefaultCpu()};
+  for (const DeviceUnderTest& cuda : CudasUnderTest()) {
+    if (cuda.activations == DType::kF32) devices.push_back(cuda);
+  }
+  return devices;
+}
+
 void PrintTo(const DeviceUnderTest& device, std::ostream* out) { *out << device.name; }
 
 std::vector<float> RandomFloats(int64_t n, uint32_t seed, float scale) {
@@ -91,10 +99,35 @@ std::vector<float> RandomFloats(int64_t n, uint32_t seed, float scale) {
   return values;
 }
 
-std::vector<float> Rounded(DType type, std::vector<float> values) {
-  if (type == DType::kF32) return values;
-  for (float& x : values) x = FromBits(type, ToBits(type, x));
+std::vector<uint8_t> Encoded(DType type, const std::vector<float>& values) {
+  std::vector<uint8_t> bytes(BytesOf(type, static_cast<int64_t>(values.size())));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (type == DType::kF32) {
+      std::memcpy(&bytes[i * sizeof(float)], &values[i], sizeof(float));
+    } else {
+      const uint16_t bits = ToBits(type, values[i]);
+      std::memcpy(&bytes[i * sizeof(bits)], &bits, sizeof(bits));
+    }
+  }
+  return bytes;
+}
+
+std::vector<float> Decoded(DType type, const std::vector<uint8_t>& bytes) {
+  std::vector<float> values(bytes.size() / BytesOf(type, 1));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (type == DType::kF32) {
+      std::memcpy(&values[i], &bytes[i * sizeof(float)], sizeof(float));
+    } else {
+      uint16_t bits;
+      std::memcpy(&bits, &bytes[i * sizeof(bits)], sizeof(bits));
+      values[i] = FromBits(type, bits);
+    }
+  }
   return values;
+}
+
+std::vector<float> Rounded(DType type, std::vector<float> values) {
+  return type == DType::kF32 ? values : Decoded(type, Encoded(type, values));
 }
 
 Workbench::Workbench(const DeviceUnderTest& device, int threads)
@@ -115,11 +148,7 @@ void* Workbench::Bytes(const void* from, size_t bytes) {
 TensorView Workbench::Upload(DType type, int64_t rows, int64_t cols,
                              const std::vector<float>& values) {
   CHECK_EQ(static_cast<int64_t>(values.size()), rows * cols);
-  if (type == DType::kF32) return MakeView(Array(values), type, {rows, cols});
-  std::vector<uint16_t> bits;
-  bits.reserve(values.size());
-  for (float x : values) bits.push_back(ToBits(type, x));
-  return MakeView(Array(bits), type, {rows, cols});
+  return MakeView(Array(Encoded(type, values)), type, {rows, cols});
 }
 
 TensorView Workbench::Floats(int64_t rows, int64_t cols, const std::vector<float>& values) {
@@ -154,14 +183,10 @@ Weight Workbench::Pack(DType dtype, int64_t rows, int64_t cols, const std::vecto
 std::vector<float> Workbench::Read(TensorView view) {
   std::vector<float> out;
   for (int64_t r = 0; r < view.rows(); ++r) {
-    if (view.dtype == DType::kF32) {
-      const std::vector<float> row = Read(view.row<float>(r), view.cols());
-      out.insert(out.end(), row.begin(), row.end());
-    } else {
-      for (uint16_t x : Read(view.row<uint16_t>(r), view.cols())) {
-        out.push_back(FromBits(view.dtype, x));
-      }
-    }
+    const auto* data = static_cast<const uint8_t*>(view.Rows(r, 1).data);
+    const std::vector<float> row =
+        Decoded(view.dtype, Read(data, BytesOf(view.dtype, view.cols())));
+    out.insert(out.end(), row.begin(), row.end());
   }
   return out;
 }

@@ -40,10 +40,16 @@ std::vector<DeviceUnderTest> CpusUnderTest();
 std::vector<DeviceUnderTest> CudasUnderTest();  // cuda_devices.cc; none where the build has no CUDA
 // The CPU as it opens by itself.
 DeviceUnderTest DefaultCpu();
+// That CPU and the other devices whose activations are float32: for tests of exact choices.
+std::vector<DeviceUnderTest> ExactDevices();
 void PrintTo(const DeviceUnderTest& device, std::ostream* out);
 
 // Reproducible, roughly normal numbers.
 std::vector<float> RandomFloats(int64_t n, uint32_t seed, float scale = 1.0f);
+
+// `values` as memory of `type` (f32, bf16 or f16), and back.
+std::vector<uint8_t> Encoded(DType type, const std::vector<float>& values);
+std::vector<float> Decoded(DType type, const std::vector<uint8_t>& bytes);
 
 // What `values` become when they are put on a device as `type`.
 std::vector<float> Rounded(DType type, std::vector<float> values);
@@ -69,7 +75,6 @@ class Workbench {
   T* Array(const std::vector<T>& values) {
     return static_cast<T*>(Bytes(values.data(), values.size() * sizeof(T)));
   }
-  TensorView Upload(DType type, int64_t rows, int64_t cols, const std::vector<float>& values);
 
   std::vector<float> Read(TensorView view);
   template <class T>
@@ -86,6 +91,7 @@ class Workbench {
   }
 
  private:
+  TensorView Upload(DType type, int64_t rows, int64_t cols, const std::vector<float>& values);
   void* Bytes(const void* from, size_t bytes);
 
   DType activations_;

@@ -64,10 +64,11 @@ AttentionSpec PlainSpec(int heads, int kv_heads, int head_dim) {
 }
 
 CacheDriver::CacheDriver(Device& device, const CacheConfig& config, const KvCacheShape& shape,
-                         const AttentionSpec& spec)
+                         const AttentionSpec& spec, DType activations)
     : device_(device),
       shape_(shape),
       spec_(spec),
+      activations_(activations),
       stream_(device.NewStream()),
       positions_(shape.lanes, 0) {
   absl::StatusOr<std::unique_ptr<KvCache>> cache = KvCache::Create(device, config, shape);
@@ -114,19 +115,23 @@ std::vector<std::vector<float>> CacheDriver::Run(const std::vector<Feed>& feeds)
       Upload(device_, *stream_, DType::kI32, positions.data(), batch.tokens, 1);
   const Tensor d_token_chunk =
       Upload(device_, *stream_, DType::kI32, token_chunk.data(), batch.tokens, 1);
-  const Tensor d_qkv = Upload(device_, *stream_, DType::kF32, qkv.data(), batch.tokens, width);
-  const Tensor d_out = Upload(device_, *stream_, DType::kF32, nullptr, batch.tokens, out_width);
+  const std::vector<uint8_t> qkv_bytes = Encoded(activations_, qkv);
+  const Tensor d_qkv =
+      Upload(device_, *stream_, activations_, qkv_bytes.data(), batch.tokens, width);
+  const Tensor d_out = Upload(device_, *stream_, activations_, nullptr, batch.tokens, out_width);
   batch.chunk = d_chunks.view().as<Chunk>();
   batch.positions = d_positions.view().as<int32_t>();
   batch.token_chunk = d_token_chunk.view().as<int32_t>();
   cache_->Attend(*stream_, batch, d_qkv, spec_, d_out);
+  std::vector<uint8_t> out_bytes(d_out.bytes());
+  stream_->CopyAsync(out_bytes.data(), d_out.view().data, out_bytes.size());
+  stream_->Synchronize();
+  const std::vector<float> all = Decoded(activations_, out_bytes);
   std::vector<std::vector<float>> out;
   for (const Chunk& chunk : chunks) {
-    std::vector<float>& part = out.emplace_back(size_t(chunk.tokens) * out_width);
-    stream_->CopyAsync(part.data(), d_out.view().row<float>(chunk.first_token),
-                       part.size() * sizeof(float));
+    const auto begin = all.begin() + chunk.first_token * out_width;
+    out.emplace_back(begin, begin + chunk.tokens * out_width);
   }
-  stream_->Synchronize();
   return out;
 }
 
@@ -156,12 +161,12 @@ reference::KvLaneSpec ReferenceSpec(const std::string& storage, const KvCacheSha
 }
 
 std::vector<double> RunReference(reference::KvLaneReference& lane, const AttentionSpec& spec,
-                                 uint64_t stream, int position, int tokens) {
+                                 uint64_t stream, int position, int tokens, DType activations) {
   std::vector<float> q, k, v;
   const int64_t q_end = int64_t{spec.heads} * spec.head_dim;
   const int64_t k_end = q_end + int64_t{spec.kv_heads} * spec.head_dim;
   for (int p = position; p < position + tokens; ++p) {
-    const std::vector<float> token = TokenVectors(spec, stream, p);
+    const std::vector<float> token = Rounded(activations, TokenVectors(spec, stream, p));
     q.insert(q.end(), token.begin(), token.begin() + q_end);
     k.insert(k.end(), token.begin() + q_end, token.begin() + k_end);
     v.insert(v.end(), token.begin() + k_end, token.end());

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/cache/kv_cache.h"
+#include "tests/kernels/device_under_test.h"
 #include "tests/reference/kv_lane_reference.h"
 
 namespace keyline {
@@ -29,8 +30,9 @@ struct Feed {
 
 class CacheDriver {
  public:
+  // activations: type of qkv and of the output on the device.
   CacheDriver(Device& device, const CacheConfig& config, const KvCacheShape& shape,
-              const AttentionSpec& spec);
+              const AttentionSpec& spec, DType activations = DType::kF32);
 
   void Open(int lane, const LanePolicy& policy, int layer = 0);
   // One pass; the attention output of each feed, [tokens * heads * head_dim].
@@ -48,6 +50,7 @@ class CacheDriver {
   Device& device_;
   KvCacheShape shape_;
   AttentionSpec spec_;
+  DType activations_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<KvCache> cache_;
   std::vector<int> positions_;
@@ -56,9 +59,11 @@ class CacheDriver {
 // The oracle of a lane with these rules.
 reference::KvLaneSpec ReferenceSpec(const std::string& storage, const KvCacheShape& shape,
                                     const AttentionSpec& spec, const LanePolicy& policy);
-// Feeds it; the output as the driver's Run gives it.
+// Feeds it what a driver with these activations feeds its cache; the output as the driver's Run
+// gives it.
 std::vector<double> RunReference(reference::KvLaneReference& lane, const AttentionSpec& spec,
-                                 uint64_t stream, int position, int tokens);
+                                 uint64_t stream, int position, int tokens,
+                                 DType activations = DType::kF32);
 
 // Attention of this shape, without norms and RoPE.
 AttentionSpec PlainSpec(int heads, int kv_heads, int head_dim);

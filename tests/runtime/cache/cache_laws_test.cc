@@ -17,9 +17,12 @@ namespace {
 struct Kind {
   std::string policy;
   std::string storage;
+  DeviceUnderTest device = DefaultCpu();
 };
 
-void PrintTo(const Kind& kind, std::ostream* out) { *out << kind.policy << " x " << kind.storage; }
+void PrintTo(const Kind& kind, std::ostream* out) {
+  *out << kind.policy << " x " << kind.storage << " on " << kind.device.name;
+}
 
 std::vector<Kind> AllKinds() {
   std::vector<Kind> kinds;
@@ -39,11 +42,27 @@ std::vector<Kind> AllKinds() {
 bool Shared(const std::string& policy) { return policy == "h2o_original"; }
 
 std::string KindName(const testing::TestParamInfo<Kind>& info) {
-  return info.param.policy + "_" + info.param.storage;
+  const Kind& kind = info.param;
+  return kind.policy + "_" + kind.storage + (kind.device.cuda ? "_" + kind.device.name : "");
 }
+
+std::vector<Kind> CudaKinds() {
+  std::vector<Kind> kinds;
+  for (const DeviceUnderTest& device : CudasUnderTest()) {
+    for (const Kind& kind : AllKinds()) kinds.push_back({kind.policy, kind.storage, device});
+  }
+  return kinds;
+}
+
+// Results that do not depend, to the bit, on the shape of a pass: a promise of the CPU. A GPU
+// divides the work of a pass by its shape, and so sums in another order.
+constexpr char kBitsOfTheCpu[] = "to the bit on the CPU alone";
 
 class CacheLaws : public testing::TestWithParam<Kind> {
  protected:
+  void SetUp() override { SKIP_UNLESS_OPENS(device()); }
+  const DeviceUnderTest& device() const { return GetParam().device; }
+  DType activations() const { return device().activations; }
   CacheConfig Config(bool grace = true) const {
     CacheConfig config;
     config.policy.policy = GetParam().policy;
@@ -67,22 +86,23 @@ class CacheLaws : public testing::TestWithParam<Kind> {
     chunks.insert(chunks.end(), steps, 1);
     return chunks;
   }
-  static KvCacheShape ShapeOf(const AttentionSpec& spec, int lanes, int length) {
+  KvCacheShape ShapeOf(const AttentionSpec& spec, int lanes, int length) const {
     return {.lanes = lanes,
             .kv_heads = spec.kv_heads,
             .head_dim = spec.head_dim,
             .length = length,
-            .max_tokens = 400};
+            .max_tokens = 400,
+            .plain = activations()};
   }
 };
 
 TEST_P(CacheLaws, EveryTokenOfAChunkIsPresentAndNoPositionTwice) {
-  const auto device = OpenTestDevice();
+  const auto device = this->device().Open();
   for (int lanes = 1; lanes <= 5; lanes += 2) {
     for (int heads = 1; heads <= 4; ++heads) {
       const int length = 23 + 2 * heads;
       const AttentionSpec spec = PlainSpec(2 * heads, heads, 16);
-      CacheDriver driver(*device, Config(), ShapeOf(spec, lanes, length), spec);
+      CacheDriver driver(*device, Config(), ShapeOf(spec, lanes, length), spec, activations());
       for (int lane = 0; lane < lanes; ++lane) {
         driver.Open(lane, Config().policy);
         int done = 0;
@@ -108,10 +128,11 @@ TEST_P(CacheLaws, EveryTokenOfAChunkIsPresentAndNoPositionTwice) {
 }
 
 TEST_P(CacheLaws, FirstChunkMayBeCutAtWill) {
-  const auto device = OpenTestDevice();
+  if (device().cuda) GTEST_SKIP() << kBitsOfTheCpu;
+  const auto device = this->device().Open();
   const AttentionSpec spec = PlainSpec(6, 2, 32);
   const int length = 300;
-  CacheDriver driver(*device, Config(), ShapeOf(spec, 2, length), spec);
+  CacheDriver driver(*device, Config(), ShapeOf(spec, 2, length), spec, activations());
   const int prompt = evicts() ? 300 : 290;
   const auto run = [&](int lane, const std::vector<int>& pieces) {
     driver.Open(lane, Config().policy);
@@ -134,11 +155,12 @@ TEST_P(CacheLaws, FirstChunkMayBeCutAtWill) {
 }
 
 TEST_P(CacheLaws, LanesDoNotInfluenceEachOther) {
+  if (device().cuda) GTEST_SKIP() << kBitsOfTheCpu;
   if (Shared(GetParam().policy)) GTEST_SKIP() << "decides for all lanes at once, on purpose";
-  const auto device = OpenTestDevice();
+  const auto device = this->device().Open();
   const AttentionSpec spec = PlainSpec(4, 2, 16);
   const int length = 33;
-  CacheDriver driver(*device, Config(), ShapeOf(spec, 4, length), spec);
+  CacheDriver driver(*device, Config(), ShapeOf(spec, 4, length), spec, activations());
   const std::vector<int> chunks = Chunks(length, 70, 6);
   std::vector<std::vector<float>> alone;
   driver.Open(2, Config().policy);
@@ -165,11 +187,11 @@ TEST_P(CacheLaws, LanesDoNotInfluenceEachOther) {
 }
 
 TEST_P(CacheLaws, ReopenedLaneHasNoTraceOfItsPredecessor) {
-  const auto device = OpenTestDevice();
+  const auto device = this->device().Open();
   const AttentionSpec spec = PlainSpec(2, 2, 16);
   const int length = 27;
-  CacheDriver fresh(*device, Config(), ShapeOf(spec, 1, length), spec);
-  CacheDriver used(*device, Config(), ShapeOf(spec, 1, length), spec);
+  CacheDriver fresh(*device, Config(), ShapeOf(spec, 1, length), spec, activations());
+  CacheDriver used(*device, Config(), ShapeOf(spec, 1, length), spec, activations());
   used.Open(0, Config().policy);
   for (int n : Chunks(length, 80, 3)) used.Run({.lane = 0, .tokens = n, .stream = 77});
   fresh.Open(0, Config().policy);
@@ -186,10 +208,11 @@ TEST_P(CacheLaws, ReopenedLaneHasNoTraceOfItsPredecessor) {
 }
 
 TEST_P(CacheLaws, ThreadsAndInstructionSetsGiveTheSameBits) {
+  if (device().cuda) GTEST_SKIP() << "instruction sets are of the CPU";
   const AttentionSpec spec = PlainSpec(6, 2, 48);
   const auto run = [&](int threads, const std::string& isa, int length) {
     const auto device = OpenTestDevice(threads, isa);
-    CacheDriver driver(*device, Config(), ShapeOf(spec, 2, length), spec);
+    CacheDriver driver(*device, Config(), ShapeOf(spec, 2, length), spec, activations());
     driver.Open(0, Config().policy);
     driver.Open(1, Config().policy);
     std::vector<std::vector<float>> out;
@@ -220,12 +243,12 @@ TEST_P(CacheLaws, ThreadsAndInstructionSetsGiveTheSameBits) {
 }
 
 TEST_P(CacheLaws, SavedLaneGoesOnBitForBit) {
-  const auto device = OpenTestDevice();
+  const auto device = this->device().Open();
   const AttentionSpec spec = PlainSpec(4, 2, 32);
   const int length = 41;
-  CacheDriver driver(*device, Config(), ShapeOf(spec, 3, length), spec);
+  CacheDriver driver(*device, Config(), ShapeOf(spec, 3, length), spec, activations());
   // A cache of other dimensions in what does not matter: lanes, more slots.
-  CacheDriver other(*device, Config(), ShapeOf(spec, 1, 150), spec);
+  CacheDriver other(*device, Config(), ShapeOf(spec, 1, 150), spec, activations());
   LanePolicy policy = Config().policy;
   policy.cache_length = {length};
   driver.Open(1, policy);
@@ -241,6 +264,8 @@ TEST_P(CacheLaws, SavedLaneGoesOnBitForBit) {
     EXPECT_EQ(other.cache().SlotPositions(other.stream(), 0),
               driver.cache().SlotPositions(driver.stream(), 1));
   }
+  // The caches differ in the number of their slots, by which a GPU may divide its work.
+  if (this->device().cuda) return;
   other.SetPosition(0, done);
   for (int n : evicts() ? std::vector<int>{9, 1, 1, 5, 1} : std::vector<int>{}) {
     EXPECT_EQ(other.Run({.lane = 0, .tokens = n, .stream = 8}),
@@ -252,25 +277,27 @@ TEST_P(CacheLaws, SavedLaneGoesOnBitForBit) {
 
 // 0 * NaN is NaN: what a predecessor left in slots that are not in use must not be read.
 TEST_P(CacheLaws, PoisonOfAPredecessorDoesNotReachTheNext) {
-  const auto device = OpenTestDevice();
+  const auto device = this->device().Open();
   AttentionSpec spec = PlainSpec(2, 1, 16);
   const int length = 40;
   // A norm with NaN weights makes every k NaN.
   std::vector<float> weight(16, std::numeric_limits<float>::quiet_NaN());
-  spec.k_norm = {weight.data(), 0};
-  CacheDriver driver(*device, Config(), ShapeOf(spec, 1, length), spec);
+  Workbench bench(this->device());
+  spec.k_norm = {bench.Array(weight), 0};
+  CacheDriver driver(*device, Config(), ShapeOf(spec, 1, length), spec, activations());
   driver.Open(0, Config().policy);
   driver.Run({.lane = 0, .tokens = 30, .stream = 1});
   weight.assign(16, 1.0f);
+  bench.Write(const_cast<float*>(spec.k_norm.weight), weight);
   driver.Open(0, Config().policy);
   for (float x : driver.Run({.lane = 0, .tokens = 5, .stream = 1})) EXPECT_EQ(x, x);
 }
 
 TEST_P(CacheLaws, ReportCountsWhatIsThere) {
-  const auto device = OpenTestDevice();
+  const auto device = this->device().Open();
   const AttentionSpec spec = PlainSpec(2, 1, 16);
   const int length = 30;
-  CacheDriver driver(*device, Config(), ShapeOf(spec, 1, length), spec);
+  CacheDriver driver(*device, Config(), ShapeOf(spec, 1, length), spec, activations());
   driver.Open(0, Config().policy);
   int done = 0;
   for (int n : Chunks(length, 77, 3)) {
@@ -287,10 +314,10 @@ TEST_P(CacheLaws, ReportCountsWhatIsThere) {
 
 // Replaying the slots that were written gives the same table of positions.
 TEST_P(CacheLaws, TraceReplaysEveryDecision) {
-  const auto device = OpenTestDevice();
+  const auto device = this->device().Open();
   const AttentionSpec spec = PlainSpec(4, 2, 16);
   const int length = 31;
-  CacheDriver driver(*device, Config(), ShapeOf(spec, 2, length), spec);
+  CacheDriver driver(*device, Config(), ShapeOf(spec, 2, length), spec, activations());
   driver.cache().RecordPlacements(true);
   driver.Open(0, Config().policy);
   driver.Open(1, Config().policy);
@@ -315,6 +342,7 @@ TEST_P(CacheLaws, TraceReplaysEveryDecision) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Registry, CacheLaws, testing::ValuesIn(AllKinds()), KindName);
+INSTANTIATE_TEST_SUITE_P(cuda, CacheLaws, testing::ValuesIn(CudaKinds()), KindName);
 
 TEST(CacheLawsTest, EveryPolicyAndStorageIsTested) {
   std::set<std::string> policies, storages;

@@ -17,26 +17,12 @@ namespace {
 // One lane with one KV head.
 class Slots {
  public:
-  Slots(KvFormat format, int head_dim)
-      : device_(OpenTestDevice(1)),
-        stream_(device_->NewStream()),
-        storage_(*KvStorage::Create(*device_, {format, format}, 1, 1, head_dim, 64)) {}
-
-  void Write(int slot, const std::vector<float>& k, const std::vector<float>& v) {
-    std::vector<float> qkv(k.size());  // a query that nobody reads
-    qkv.insert(qkv.end(), k.begin(), k.end());
-    qkv.insert(qkv.end(), v.begin(), v.end());
+  Slots(const DeviceUnderTest& device, KvFormat format, int head_dim)
+      : bench_(device, 1),
+        storage_(*KvStorage::Create(bench_.device(), {format, format}, 1, 1, head_dim, kSlots)) {
     LaneRules rules;
     rules.policy = 0;
-    rules.length = 64;
-    std::vector<int32_t> slot_pos(64);
-    const SlotTable table{.lanes = 1,
-                          .kv_heads = 1,
-                          .slots = 64,
-                          .rules = &rules,
-                          .slot_pos = slot_pos.data(),
-                          .value_norms = norms_.data(),
-                          .errors = errors_.data()};
+    rules.length = kSlots;
     const Chunk chunk{.lane = 0,
                       .first_token = 0,
                       .tokens = 1,
@@ -44,41 +30,59 @@ class Slots {
                       .takes_mass = 0,
                       .chunk_tokens = 1,
                       .chunk_position = 0};
-    const int32_t zero = 0;
-    const int32_t at = slot;
-    const Batch batch{.tokens = 1,
-                      .chunks = 1,
-                      .max_chunk_tokens = 1,
-                      .chunk = &chunk,
-                      .positions = &zero,
-                      .token_chunk = &zero};
-    const Placement placement{.slots = const_cast<int32_t*>(&at)};
-    const TensorView row = MakeView(qkv.data(), DType::kF32, {1, static_cast<int64_t>(qkv.size())});
-    ops::RotateAndWrite(*stream_, storage_.memory(), table, placement, row, batch,
+    table_ = {.lanes = 1,
+              .kv_heads = 1,
+              .slots = kSlots,
+              .rules = bench_.Array(std::vector<LaneRules>{rules}),
+              .slot_pos = bench_.Array(std::vector<int32_t>(kSlots)),
+              .value_norms = bench_.Array(std::vector<float>(kSlots)),
+              .errors = bench_.Array(std::vector<float>(kSlots))};
+    batch_ = {.tokens = 1,
+              .chunks = 1,
+              .max_chunk_tokens = 1,
+              .chunk = bench_.Array(std::vector<Chunk>{chunk}),
+              .positions = bench_.Ints({0}),
+              .token_chunk = bench_.Ints({0})};
+  }
+
+  void Write(int slot, const std::vector<float>& k, const std::vector<float>& v) {
+    std::vector<float> qkv(k.size());  // a query that nobody reads
+    qkv.insert(qkv.end(), k.begin(), k.end());
+    qkv.insert(qkv.end(), v.begin(), v.end());
+    const Placement placement{.slots = bench_.Array(std::vector<int32_t>{slot})};
+    const TensorView row = bench_.Floats(1, static_cast<int64_t>(qkv.size()), qkv);
+    ops::RotateAndWrite(bench_.stream(), storage_.memory(), table_, placement, row, batch_,
                         PlainSpec(1, 1, storage_.memory().head_dim));
   }
 
   // Packed K of a slot, then its packed V.
   std::vector<uint8_t> Packed(int slot) {
     const KvMemory& kv = storage_.memory();
-    std::vector<std::byte> all(ops::PackedLaneBytes(kv, 64));
-    ops::PackLane(*stream_, all.data(), kv, 0, 64);
+    auto* packed = bench_.Array(std::vector<uint8_t>(ops::PackedLaneBytes(kv, kSlots)));
+    ops::PackLane(bench_.stream(), reinterpret_cast<std::byte*>(packed), kv, 0, kSlots);
+    const std::vector<uint8_t> all = bench_.Read(packed, ops::PackedLaneBytes(kv, kSlots));
     const size_t row = KvPackedRowBytes(kv.k_format, kv.head_dim);
     std::vector<uint8_t> out(2 * row);
     std::memcpy(out.data(), all.data() + slot * row, row);
-    std::memcpy(out.data() + row, all.data() + (64 + slot) * row, row);
+    std::memcpy(out.data() + row, all.data() + (kSlots + slot) * row, row);
     return out;
   }
 
-  float norm(int slot) const { return norms_[slot]; }
-  float error(int slot) const { return errors_[slot]; }
+  float norm(int slot) { return bench_.Read(table_.value_norms, kSlots)[slot]; }
+  float error(int slot) { return bench_.Read(table_.errors, kSlots)[slot]; }
 
  private:
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<Stream> stream_;
+  static constexpr int kSlots = 64;
+  Workbench bench_;
   KvStorage storage_;
-  std::vector<float> norms_ = std::vector<float>(64);
-  std::vector<float> errors_ = std::vector<float>(64);
+  SlotTable table_;
+  Batch batch_;
+};
+
+// On every device whose activations hold the examples.
+class QuantizationTest : public testing::TestWithParam<DeviceUnderTest> {
+ protected:
+  void SetUp() override { SKIP_UNLESS_OPENS(GetParam()); }
 };
 
 float FloatAt(const std::vector<uint8_t>& bytes, size_t at) {
@@ -95,15 +99,18 @@ struct Example {
   bool exact;
 };
 
-class Int4Examples : public testing::TestWithParam<Example> {};
+class Int4Examples : public testing::TestWithParam<std::tuple<Example, DeviceUnderTest>> {
+ protected:
+  void SetUp() override { SKIP_UNLESS_OPENS(std::get<1>(GetParam())); }
+};
 
 // The examples have four values; repeated they fill a block and do not change its range.
 TEST_P(Int4Examples, AreExact) {
-  const Example& example = GetParam();
+  const auto& [example, device] = GetParam();
   constexpr int kDim = 16;
   std::vector<float> x;
   for (int i = 0; i < kDim; ++i) x.push_back(example.values[i % 4]);
-  Slots slots(KvFormat::kInt4, kDim);
+  Slots slots(device, KvFormat::kInt4, kDim);
   slots.Write(3, x, x);
   const std::vector<uint8_t> packed = slots.Packed(3);
   for (int i = 0; i < kDim / 2; ++i) {
@@ -117,23 +124,28 @@ TEST_P(Int4Examples, AreExact) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Design, Int4Examples,
-    testing::Values(Example{{3, 4.5, 6, 10.5}, 0.5f, -6, {0, 3, 6, 15}, true},
-                    Example{{-1, -0.75, 0, 0.5}, 0.1f, 10, {0, 2, 10, 15}, false},
-                    Example{{100, 101, 102, 103}, 0.2f, -500, {0, 5, 10, 15}, true},
-                    // A constant block has the smallest scale there is.
-                    Example{{2, 2, 2, 2}, 0x1p-23f, -0x1p24f, {0, 0, 0, 0}, true},
-                    Example{{0, 0, 0, 0}, 0x1p-23f, 0, {0, 0, 0, 0}, true},
-                    // Halves to even: 0.5 -> 0, 1.5 -> 2, 2.5 -> 2.
-                    Example{{0, 0.5, 1.5, 15}, 1.0f, 0, {0, 0, 2, 15}, false}));
+const Example kExamples[] = {{{3, 4.5, 6, 10.5}, 0.5f, -6, {0, 3, 6, 15}, true},
+                             {{-1, -0.75, 0, 0.5}, 0.1f, 10, {0, 2, 10, 15}, false},
+                             {{100, 101, 102, 103}, 0.2f, -500, {0, 5, 10, 15}, true},
+                             // A constant block has the smallest scale there is.
+                             {{2, 2, 2, 2}, 0x1p-23f, -0x1p24f, {0, 0, 0, 0}, true},
+                             {{0, 0, 0, 0}, 0x1p-23f, 0, {0, 0, 0, 0}, true},
+                             // Halves to even: 0.5 -> 0, 1.5 -> 2, 2.5 -> 2.
+                             {{0, 0.5, 1.5, 15}, 1.0f, 0, {0, 0, 2, 15}, false}};
 
-TEST(QuantizationTest, Int8HasOneBlockAHead) {
+INSTANTIATE_TEST_SUITE_P(Design, Int4Examples,
+                         testing::Combine(testing::ValuesIn(kExamples),
+                                          testing::Values(DefaultCpu())));
+INSTANTIATE_TEST_SUITE_P(cuda, Int4Examples,
+                         testing::Combine(testing::ValuesIn(kExamples),
+                                          testing::ValuesIn(CudasUnderTest())));
+
+TEST_P(QuantizationTest, Int8HasOneBlockAHead) {
   constexpr int kDim = 40;
   std::vector<float> x(kDim);
   for (int i = 0; i < kDim; ++i) x[i] = static_cast<float>(i);
   x[39] = 255;
-  Slots slots(KvFormat::kInt8, kDim);
+  Slots slots(GetParam(), KvFormat::kInt8, kDim);
   slots.Write(0, x, x);
   const std::vector<uint8_t> packed = slots.Packed(0);
   ASSERT_EQ(packed.size(), 2u * (kDim + 8));
@@ -143,11 +155,11 @@ TEST(QuantizationTest, Int8HasOneBlockAHead) {
   EXPECT_EQ(FloatAt(packed, kDim + 4), 0.0f);
 }
 
-TEST(QuantizationTest, Int4HasBlocksOf32AndAShorterLastOne) {
+TEST_P(QuantizationTest, Int4HasBlocksOf32AndAShorterLastOne) {
   constexpr int kDim = 80;
   std::vector<float> x(kDim);
   for (int i = 0; i < kDim; ++i) x[i] = static_cast<float>((i % 16) * (1 << (i / 32)));
-  Slots slots(KvFormat::kInt4, kDim);
+  Slots slots(GetParam(), KvFormat::kInt4, kDim);
   slots.Write(0, x, x);
   const std::vector<uint8_t> packed = slots.Packed(0);
   for (int block = 0; block < 3; ++block) {
@@ -159,7 +171,7 @@ TEST(QuantizationTest, Int4HasBlocksOf32AndAShorterLastOne) {
   EXPECT_EQ(slots.error(0), 0);
 }
 
-TEST(QuantizationTest, NormsAndErrorsAreThoseBeforeQuantisation) {
+TEST_P(QuantizationTest, NormsAndErrorsAreThoseBeforeQuantisation) {
   constexpr int kDim = 32;
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
@@ -168,7 +180,7 @@ TEST(QuantizationTest, NormsAndErrorsAreThoseBeforeQuantisation) {
     k[i] = normal(random);
     v[i] = normal(random);
   }
-  Slots slots(KvFormat::kInt4, kDim);
+  Slots slots(GetParam(), KvFormat::kInt4, kDim);
   slots.Write(9, k, v);
   const auto lost = [](const std::vector<float>& x) {
     const std::vector<double> back = reference::ReadBack(x, reference::Stored::kInt4);
@@ -182,13 +194,16 @@ TEST(QuantizationTest, NormsAndErrorsAreThoseBeforeQuantisation) {
   EXPECT_NEAR(slots.error(9), lost(k) + lost(v), 1e-6);
 }
 
-class UntouchedSlots : public testing::TestWithParam<KvFormat> {};
+class UntouchedSlots : public testing::TestWithParam<std::tuple<KvFormat, DeviceUnderTest>> {
+ protected:
+  void SetUp() override { SKIP_UNLESS_OPENS(std::get<1>(GetParam())); }
+};
 
 TEST_P(UntouchedSlots, NeverChange) {
   constexpr int kDim = 48;
   std::mt19937 random(5);
   std::normal_distribution<float> normal;
-  Slots slots(GetParam(), kDim);
+  Slots slots(std::get<1>(GetParam()), std::get<0>(GetParam()), kDim);
   const auto vector = [&](float size) {
     std::vector<float> x(kDim);
     for (float& e : x) e = size * normal(random);
@@ -203,16 +218,22 @@ TEST_P(UntouchedSlots, NeverChange) {
   EXPECT_EQ(slots.Packed(17), before);
 }
 
+const KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kBF16, KvFormat::kF16, KvFormat::kInt8,
+                             KvFormat::kInt4};
+
 INSTANTIATE_TEST_SUITE_P(Formats, UntouchedSlots,
-                         testing::Values(KvFormat::kF32, KvFormat::kBF16, KvFormat::kF16,
-                                         KvFormat::kInt8, KvFormat::kInt4));
+                         testing::Combine(testing::ValuesIn(kFormats),
+                                          testing::Values(DefaultCpu())));
+INSTANTIATE_TEST_SUITE_P(cuda, UntouchedSlots,
+                         testing::Combine(testing::ValuesIn(kFormats),
+                                          testing::ValuesIn(CudasUnderTest())));
 
 // What is not a number must not become undefined behaviour.
-TEST(QuantizationTest, NonFiniteValuesStayWithinTheirSlot) {
+TEST_P(QuantizationTest, NonFiniteValuesStayWithinTheirSlot) {
   std::vector<float> x(16, 1.0f);
   for (float bad : {std::numeric_limits<float>::quiet_NaN(), HUGE_VALF, -HUGE_VALF}) {
     for (KvFormat format : {KvFormat::kInt8, KvFormat::kInt4, KvFormat::kF16, KvFormat::kBF16}) {
-      Slots slots(format, 16);
+      Slots slots(GetParam(), format, 16);
       const std::vector<uint8_t> neighbour = slots.Packed(4);
       x[7] = bad;
       slots.Write(5, x, x);
@@ -220,6 +241,38 @@ TEST(QuantizationTest, NonFiniteValuesStayWithinTheirSlot) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Devices, QuantizationTest, testing::ValuesIn(ExactDevices()),
+                         [](const auto& info) { return info.param.name; });
+
+// Every backend stores the same bytes for the same numbers, so that a lane saved on one goes on
+// exactly on another.
+using StoredBytes = UntouchedSlots;
+
+TEST_P(StoredBytes, EqualTheCpus) {
+  const auto& [format, device] = GetParam();
+  for (const int dim : {1, 16, 31, 64, 80, 96, 128, 256}) {
+    if (format == KvFormat::kInt4 && dim % 16 != 0) continue;
+    Slots slots(device, format, dim);
+    Slots on_cpu(DefaultCpu(), format, dim);
+    for (int slot = 0; slot < 64; slot += 7) {
+      const float size = std::pow(10.0f, static_cast<float>(slot % 5 - 2));
+      const auto k = Rounded(device.activations, RandomFloats(dim, 100 + slot, size));
+      auto v = Rounded(device.activations, RandomFloats(dim, 200 + slot, size));
+      if (slot == 14) v.assign(dim, v[0]);
+      slots.Write(slot, k, v);
+      on_cpu.Write(slot, k, v);
+      ASSERT_EQ(slots.Packed(slot), on_cpu.Packed(slot)) << "head size " << dim;
+      EXPECT_FLOAT_EQ(slots.norm(slot), on_cpu.norm(slot));
+      EXPECT_NEAR(slots.error(slot), on_cpu.error(slot), 1e-6 * on_cpu.error(slot));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(cuda, StoredBytes,
+                         testing::Combine(testing::ValuesIn(kFormats),
+                                          testing::ValuesIn(CudasUnderTest())));
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(StoredBytes);
 
 }  // namespace
 }  // namespace keyline
