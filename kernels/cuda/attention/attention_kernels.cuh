@@ -16,10 +16,11 @@ struct AttentionArguments {
   int64_t out_stride;
   const void* qkv;  // rotated queries in front
   int64_t qkv_stride;
-  float* mass;    // [chunks, kv_heads, slots], or null
-  float* lse;     // scratch [tokens, heads]: log-sum-exp of each row; null without mass
-  float* parts;   // scratch of decode: see attention_decode.cuh
-  float* logits;  // scratch of decode with mass: [chunks, heads, slots]
+  bool wants_mass;  // mass is taken, or its logits and sums for whoever makes scores of them
+  float* mass;      // [chunks, kv_heads, slots]; null: not written
+  float* lse;       // scratch [tokens, heads]: log-sum-exp of each row; null without mass
+  float* parts;     // scratch of decode: see attention_decode.cuh
+  float* logits;    // scratch of decode with mass: [chunks, heads, slots]
   const Chunk* chunk;
   KvMemory kv;
   const LaneRules* rules;

@@ -6,7 +6,7 @@
 
 #include "kernels/cuda/attention/attention_kernels.cuh"
 #include "kernels/cuda/attention/kv_values.cuh"
-#include "kernels/cuda/attention/mma.cuh"
+#include "kernels/cuda/mma.cuh"
 
 namespace keyline::cuda {
 

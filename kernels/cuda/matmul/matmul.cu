@@ -1,4 +1,4 @@
-// The products of a model: our own kernel for few rows, cuBLASLt for many.
+// The products of a model: our own kernels for few rows, cuBLASLt for many.
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -44,66 +44,70 @@ __global__ void Gate(T* out, int64_t stride, const T* sums, int64_t rows, int64_
   out[row * stride + n] = FromFloat<T>(Activate(activation, gate) * up);
 }
 
-void Plain(Stream& s, const Product& p) {
+// Norm, product and gate apart, in what order the number of rows asks for.
+void Run(Stream& s, Product p) {
   CHECK(p.in.dtype == p.w.dtype) << Name(p.in.dtype) << " rows, " << Name(p.w.dtype) << " weights";
+  if (TakesSkinny(p)) return SkinnyProduct(s, p);
   const int64_t rows = p.in.rows();
-  if (rows <= kSmallRows) return SmallProduct(s, p);
-  TensorView in = p.in;
+  if (p.w.dtype == DType::kF32 && rows <= kSmallRows) return SmallProduct(s, p);
+
+  const size_t normed_bytes =
+      p.norm_weight != nullptr ? RoundUp(BytesOf(p.in.dtype, rows * p.in.cols())) : 0;
+  const size_t sums_bytes = p.gated ? BytesOf(p.in.dtype, rows * p.w.rows) : 0;
+  auto* scratch = static_cast<std::byte*>(Scratch(s, normed_bytes + sums_bytes));
   if (p.norm_weight != nullptr) {
-    in = MakeView(Scratch(s, BytesOf(in.dtype, rows * in.cols())), in.dtype, {rows, in.cols()});
-    Norm(s, in, p.in, {p.norm_weight, p.eps});
+    const TensorView normed = MakeView(scratch, p.in.dtype, {rows, p.in.cols()});
+    Norm(s, normed, p.in, {p.norm_weight, p.eps});
+    p.in = normed;
+    p.norm_weight = nullptr;
+    if (TakesSkinny(p)) return SkinnyProduct(s, p);
   }
-  LargeProduct(s, p.out, in, p.w, p.add);
-  if (p.w.bias == nullptr) return;
-  DispatchFloat(p.out.dtype, [&](auto type) {
-    using Out = decltype(type);
-    AddBias<<<BlocksFor(rows * p.w.rows), kThreads, 0, Native(s)>>>(
-        p.out.as<Out>(), p.out.strides[0], rows, p.w.rows, p.w.bias);
-  });
+  if (rows <= kSmallRows) return SmallProduct(s, p);
+  if (!p.gated) {
+    LargeProduct(s, p.out, p.in, p.w, p.add);
+    if (p.w.bias == nullptr) return;
+    DispatchFloat(p.out.dtype, [&](auto type) {
+      using Out = decltype(type);
+      AddBias<<<BlocksFor(rows * p.w.rows), kThreads, 0, Native(s)>>>(
+          p.out.as<Out>(), p.out.strides[0], rows, p.w.rows, p.w.bias);
+    });
+  } else {
+    const TensorView sums = MakeView(scratch + normed_bytes, p.in.dtype, {rows, p.w.rows});
+    LargeProduct(s, sums, p.in, p.w, /*add=*/false);
+    DispatchFloat(p.in.dtype, [&](auto type) {
+      using T = decltype(type);
+      Gate<<<BlocksFor(rows * p.w.rows / 2), kThreads, 0, Native(s)>>>(
+          p.out.as<T>(), p.out.strides[0], sums.as<const T>(), rows, p.w.rows / 2, p.w.bias,
+          p.activation);
+    });
+  }
   CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace
 
 void MatMul(Stream& s, TensorView out, TensorView in, const Weight& w) {
-  Plain(s, {.out = out, .in = in, .w = w});
+  Run(s, {.out = out, .in = in, .w = w});
 }
 
 void MatMulAdd(Stream& s, TensorView out, TensorView in, const Weight& w) {
-  Plain(s, {.out = out, .in = in, .w = w, .add = true});
+  Run(s, {.out = out, .in = in, .w = w, .add = true});
 }
 
 void NormMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w) {
-  Plain(s, {.out = out, .in = in, .w = w, .norm_weight = norm.weight, .eps = norm.eps});
+  Run(s, {.out = out, .in = in, .w = w, .norm_weight = norm.weight, .eps = norm.eps});
 }
 
 void NormGatedMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w,
                      Activation activation) {
-  CHECK(in.dtype == w.dtype && out.dtype == w.dtype)
-      << Name(in.dtype) << " rows, " << Name(w.dtype) << " weights";
-  const int64_t rows = in.rows();
-  if (rows <= kSmallRows) {
-    return SmallProduct(s, {.out = out,
-                            .in = in,
-                            .w = w,
-                            .norm_weight = norm.weight,
-                            .eps = norm.eps,
-                            .gated = true,
-                            .activation = activation});
-  }
-  const size_t normed_bytes = RoundUp(BytesOf(in.dtype, rows * in.cols()));
-  auto* scratch =
-      static_cast<std::byte*>(Scratch(s, normed_bytes + BytesOf(in.dtype, rows * w.rows)));
-  const TensorView normed = MakeView(scratch, in.dtype, {rows, in.cols()});
-  const TensorView sums = MakeView(scratch + normed_bytes, in.dtype, {rows, w.rows});
-  Norm(s, normed, in, norm);
-  LargeProduct(s, sums, normed, w, /*add=*/false);
-  DispatchFloat(in.dtype, [&](auto type) {
-    using T = decltype(type);
-    Gate<<<BlocksFor(rows * w.rows / 2), kThreads, 0, Native(s)>>>(
-        out.as<T>(), out.strides[0], sums.as<const T>(), rows, w.rows / 2, w.bias, activation);
-  });
-  CUDA_CHECK(cudaGetLastError());
+  CHECK(out.dtype == in.dtype) << Name(out.dtype) << " from " << Name(in.dtype);
+  Run(s, {.out = out,
+          .in = in,
+          .w = w,
+          .norm_weight = norm.weight,
+          .eps = norm.eps,
+          .gated = true,
+          .activation = activation});
 }
 
 }  // namespace keyline::cuda

@@ -1,4 +1,4 @@
-// The two ways of a matrix product. Private to this folder; matmul.cu chooses.
+// The ways of a matrix product. Private to this folder; matmul.cu chooses.
 #pragma once
 
 #include "kernels/device/device.h"
@@ -8,7 +8,9 @@
 
 namespace keyline::cuda {
 
-// Rows up to which a product is one pass of our own kernel over the weights.
+// Rows up to which a product is one pass of our own kernels over the weights: on tensor cores, and
+// without.
+constexpr int kSkinnyRows = 64;
 constexpr int kSmallRows = 16;
 
 // out = in * w^T, in the weight's format throughout; out may be float32 besides.
@@ -26,6 +28,11 @@ struct Product {
 // small_matmul.cu: all of Product. REQUIRES: at most kSmallRows rows. A row's result does not
 // depend on the others.
 void SmallProduct(Stream& s, const Product& product);
+
+// skinny_matmul.cu: the same on tensor cores, for bf16 and f16; a norm of up to 8 rows only. Takes
+// rows that begin at multiples of 16 bytes.
+bool TakesSkinny(const Product& product);
+void SkinnyProduct(Stream& s, const Product& product);
 
 // large_matmul.cc, cuBLASLt: out = in * w^T, or added to out; no norm, bias or gate.
 void LargeProduct(Stream& s, TensorView out, TensorView in, const Weight& w, bool add);

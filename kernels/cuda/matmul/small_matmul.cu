@@ -1,4 +1,4 @@
-// Products of few rows: one pass over the weights, bound by reading them.
+// Products of few rows without tensor cores: float32, and rows that begin where vectors do not.
 //
 // A warp takes two outputs at a time: two consecutive ones, or a gate and its up projection. Its
 // lanes stride through the inputs, 16 bytes each; the rows of activations lie in shared memory,
@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kThreads = kNormThreads;
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kUnroll = 4;   // 16-byte loads in flight per output
 constexpr int kOutputs = 2;  // of a warp at a time
 constexpr size_t kSharedByDefault = 48 << 10;
 constexpr int64_t kTileBytes = 64 << 10;     // of activations in shared memory
@@ -41,10 +42,6 @@ struct Arguments {
   bool add;
   Activation activation;
 };
-
-// 16-byte loads in flight per output: fewer where many rows need the registers.
-constexpr int UnrollFor(int rows) { return rows <= 4 ? 4 : rows <= 8 ? 2 : 1; }
-constexpr int kMostUnroll = UnrollFor(1);
 
 template <class T>
 __device__ Pack<T> LoadStreaming(const Pack<T>* from) {
@@ -76,7 +73,6 @@ __global__ void __launch_bounds__(kThreads) SmallProductKernel(const Arguments a
   extern __shared__ __align__(16) unsigned char shared[];
   T* const x = reinterpret_cast<T*>(shared);
   constexpr int kSize = Pack<T>::kSize;
-  constexpr int kUnroll = UnrollFor(kRows);
   const int lane = threadIdx.x % kWarp;
   const int warp = threadIdx.x / kWarp;
 
@@ -192,7 +188,7 @@ void Launch(Stream& s, const Product& p) {
                  .add = p.add,
                  .activation = p.activation};
   // Tiles of whole rounds of the warp, so that lanes take the same inputs whatever the tile.
-  constexpr int64_t kRound = kWarp * Pack<T>::kSize * kMostUnroll;
+  constexpr int64_t kRound = kWarp * Pack<T>::kSize * kUnroll;
   const int64_t fits = kTileBytes / (kRows * sizeof(T)) / kRound * kRound;
   a.tile = std::min(a.padded, fits);
   const size_t bytes = kRows * a.tile * sizeof(T);
@@ -207,14 +203,18 @@ void Launch(Stream& s, const Product& p) {
   CUDA_CHECK(cudaGetLastError());
 }
 
+// Groups of four rows: each reads the weights again, which the L2 cache makes bearable.
 template <class T, class Out, bool kGated>
 void LaunchRows(Stream& s, const Product& p) {
+  constexpr int64_t kGroup = 4;
   const int64_t rows = p.in.rows();
-  if (rows <= 1) return Launch<T, Out, 1, kGated>(s, p);
-  if (rows <= 2) return Launch<T, Out, 2, kGated>(s, p);
-  if (rows <= 4) return Launch<T, Out, 4, kGated>(s, p);
-  if (rows <= 8) return Launch<T, Out, 8, kGated>(s, p);
-  return Launch<T, Out, 16, kGated>(s, p);
+  if (rows == 1) return Launch<T, Out, 1, kGated>(s, p);
+  for (int64_t first = 0; first < rows; first += kGroup) {
+    Product group = p;
+    group.in = p.in.Rows(first, std::min(kGroup, rows - first));
+    group.out = p.out.Rows(first, std::min(kGroup, rows - first));
+    Launch<T, Out, kGroup, kGated>(s, group);
+  }
 }
 
 }  // namespace

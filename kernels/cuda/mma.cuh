@@ -1,6 +1,6 @@
-// The tensor core instructions of attention: 16 x 8 x 16 products of bf16 or f16 with float32 sums,
-// and the loads and copies that feed them. PTX ISA 8, sections 9.7.14 (mma, ldmatrix) and 9.7.9
-// (cp.async).
+// The tensor core instructions that the kernels use: 16 x 8 x 16 products of bf16 or f16 with
+// float32 sums, and the loads and copies that feed them. PTX ISA 8, sections 9.7.14 (mma, ldmatrix)
+// and 9.7.9 (cp.async).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,13 +17,14 @@ __device__ inline uint32_t SharedAddress(const void* p) {
 // 16 bytes from device to shared memory, or 16 zeros.
 __device__ inline void CopyAsync16(void* shared, const void* global, bool zeros) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(SharedAddress(shared)),
-               "l"(global), "r"(zeros ? 0 : 16));
+               "l"(global), "r"(zeros ? 0 : 16)
+               : "memory");
 }
-__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;\n"); }
+__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most `pending` groups of copies are under way.
 template <int pending>
 __device__ inline void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(pending));
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
 }
 
 // Four 8 x 8 tiles; lane i gives the row i % 8 of tile i / 8.
