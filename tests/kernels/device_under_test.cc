@@ -29,6 +29,7 @@ uint16_t ToBits(DType type, float x) {
   if (std::isnan(x)) return sign | 0x7e00;
   const float size = std::fabs(x);
   if (size >= 65520.0f) return sign | 0x7c00;
+  if (size == 0) return sign;
   int exponent = 0;
   std::frexp(size, &exponent);
   exponent = std::max(exponent, -13);  // below, multiples of 2^-24
