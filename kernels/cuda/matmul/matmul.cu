@@ -18,13 +18,15 @@ unsigned BlocksFor(int64_t elements) {
 
 size_t RoundUp(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-// out[m, n] += bias[n]
+// out[m, n] = sums[m, n] + bias[n], or that added to out: rounded once.
 template <class Out>
-__global__ void AddBias(Out* out, int64_t stride, int64_t rows, int64_t cols, const float* bias) {
+__global__ void AddBias(Out* out, int64_t stride, const float* sums, int64_t rows, int64_t cols,
+                        const float* bias, bool add) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= rows * cols) return;
   Out& x = out[i / cols * stride + i % cols];
-  x = FromFloat<Out>(ToFloat(x) + bias[i % cols]);
+  const float sum = sums[i] + bias[i % cols];
+  x = FromFloat<Out>(add ? ToFloat(x) + sum : sum);
 }
 
 // out[m, n] = act(sums[m, n]) * sums[m, inner + n], biases added first.
@@ -53,7 +55,10 @@ void Run(Stream& s, Product p) {
 
   const size_t normed_bytes =
       p.norm_weight != nullptr ? RoundUp(BytesOf(p.in.dtype, rows * p.in.cols())) : 0;
-  const size_t sums_bytes = p.gated ? BytesOf(p.in.dtype, rows * p.w.rows) : 0;
+  // What a large product leaves to the kernel that adds the bias or multiplies by the gate.
+  const DType sums_type = p.gated ? p.in.dtype : DType::kF32;
+  const bool finishes = rows > kSmallRows && (p.gated || p.w.bias != nullptr);
+  const size_t sums_bytes = finishes ? BytesOf(sums_type, rows * p.w.rows) : 0;
   auto* scratch = static_cast<std::byte*>(Scratch(s, normed_bytes + sums_bytes));
   if (p.norm_weight != nullptr) {
     const TensorView normed = MakeView(scratch, p.in.dtype, {rows, p.in.cols()});
@@ -63,17 +68,17 @@ void Run(Stream& s, Product p) {
     if (TakesSkinny(p)) return SkinnyProduct(s, p);
   }
   if (rows <= kSmallRows) return SmallProduct(s, p);
+  if (!finishes) return LargeProduct(s, p.out, p.in, p.w, p.add);
+  const TensorView sums = MakeView(scratch + normed_bytes, sums_type, {rows, p.w.rows});
+  LargeProduct(s, sums, p.in, p.w, /*add=*/false);
   if (!p.gated) {
-    LargeProduct(s, p.out, p.in, p.w, p.add);
-    if (p.w.bias == nullptr) return;
     DispatchFloat(p.out.dtype, [&](auto type) {
       using Out = decltype(type);
       AddBias<<<BlocksFor(rows * p.w.rows), kThreads, 0, Native(s)>>>(
-          p.out.as<Out>(), p.out.strides[0], rows, p.w.rows, p.w.bias);
+          p.out.as<Out>(), p.out.strides[0], sums.as<const float>(), rows, p.w.rows, p.w.bias,
+          p.add);
     });
   } else {
-    const TensorView sums = MakeView(scratch + normed_bytes, p.in.dtype, {rows, p.w.rows});
-    LargeProduct(s, sums, p.in, p.w, /*add=*/false);
     DispatchFloat(p.in.dtype, [&](auto type) {
       using T = decltype(type);
       Gate<<<BlocksFor(rows * p.w.rows / 2), kThreads, 0, Native(s)>>>(
