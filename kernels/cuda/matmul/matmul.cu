@@ -5,6 +5,7 @@
 #include "kernels/cuda/matmul/activate.cuh"
 #include "kernels/cuda/matmul/product.h"
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/rms_norm.cuh"
 
 namespace keyline::cuda {
 namespace {
@@ -29,25 +30,32 @@ __global__ void AddBias(Out* out, int64_t stride, const float* sums, int64_t row
   x = FromFloat<Out>(add ? ToFloat(x) + sum : sum);
 }
 
-// out[m, n] = act(sums[m, n]) * sums[m, inner + n], biases added first.
-template <class T>
-__global__ void Gate(T* out, int64_t stride, const T* sums, int64_t rows, int64_t inner,
-                     const float* bias, Activation activation) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= rows * inner) return;
-  const int64_t row = i / inner;
-  const int64_t n = i % inner;
-  float gate = ToFloat(sums[row * 2 * inner + n]);
-  float up = ToFloat(sums[row * 2 * inner + inner + n]);
-  if (bias != nullptr) {
-    gate += bias[n];
-    up += bias[inner + n];
+// out[m, n] = act(sums[m, n]) * sums[m, inner + n], biases added first. A thread takes kCount
+// outputs of a row; grid: (rows, blocks of a row).
+template <class T, int kCount>
+__global__ void Gate(T* out, int64_t stride, const T* sums, int64_t inner, const float* bias,
+                     Activation activation) {
+  const int64_t n = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kCount;
+  if (n >= inner) return;
+  const T* row = sums + blockIdx.x * 2 * inner;
+  const auto gates = *reinterpret_cast<const Run<T, kCount>*>(row + n);
+  const auto ups = *reinterpret_cast<const Run<T, kCount>*>(row + inner + n);
+  Run<T, kCount> result;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    float gate = ToFloat(gates.value[j]);
+    float up = ToFloat(ups.value[j]);
+    if (bias != nullptr) {
+      gate += bias[n + j];
+      up += bias[inner + n + j];
+    }
+    result.value[j] = FromFloat<T>(Activate(activation, gate) * up);
   }
-  out[row * stride + n] = FromFloat<T>(Activate(activation, gate) * up);
+  *reinterpret_cast<Run<T, kCount>*>(out + blockIdx.x * stride + n) = result;
 }
 
 // Norm, product and gate apart, in what order the number of rows asks for.
-void Run(Stream& s, Product p) {
+void Multiply(Stream& s, Product p) {
   CHECK(p.in.dtype == p.w.dtype) << Name(p.in.dtype) << " rows, " << Name(p.w.dtype) << " weights";
   if (TakesSkinny(p)) return SkinnyProduct(s, p);
   const int64_t rows = p.in.rows();
@@ -81,9 +89,13 @@ void Run(Stream& s, Product p) {
   } else {
     DispatchFloat(p.in.dtype, [&](auto type) {
       using T = decltype(type);
-      Gate<<<BlocksFor(rows * p.w.rows / 2), kThreads, 0, Native(s)>>>(
-          p.out.as<T>(), p.out.strides[0], sums.as<const T>(), rows, p.w.rows / 2, p.w.bias,
-          p.activation);
+      const int64_t inner = p.w.rows / 2;
+      const bool runs = inner % kRun == 0 && p.out.strides[0] % kRun == 0 &&
+                        reinterpret_cast<uintptr_t>(p.out.data) % 16 == 0;
+      const auto kernel = runs ? Gate<T, kRun> : Gate<T, 1>;
+      const dim3 grid(static_cast<unsigned>(rows), BlocksFor(inner / (runs ? kRun : 1)));
+      kernel<<<grid, kThreads, 0, Native(s)>>>(p.out.as<T>(), p.out.strides[0], sums.as<const T>(),
+                                               inner, p.w.bias, p.activation);
     });
   }
   CUDA_CHECK(cudaGetLastError());
@@ -92,27 +104,27 @@ void Run(Stream& s, Product p) {
 }  // namespace
 
 void MatMul(Stream& s, TensorView out, TensorView in, const Weight& w) {
-  Run(s, {.out = out, .in = in, .w = w});
+  Multiply(s, {.out = out, .in = in, .w = w});
 }
 
 void MatMulAdd(Stream& s, TensorView out, TensorView in, const Weight& w) {
-  Run(s, {.out = out, .in = in, .w = w, .add = true});
+  Multiply(s, {.out = out, .in = in, .w = w, .add = true});
 }
 
 void NormMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w) {
-  Run(s, {.out = out, .in = in, .w = w, .norm_weight = norm.weight, .eps = norm.eps});
+  Multiply(s, {.out = out, .in = in, .w = w, .norm_weight = norm.weight, .eps = norm.eps});
 }
 
 void NormGatedMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w,
                      Activation activation) {
   CHECK(out.dtype == in.dtype) << Name(out.dtype) << " from " << Name(in.dtype);
-  Run(s, {.out = out,
-          .in = in,
-          .w = w,
-          .norm_weight = norm.weight,
-          .eps = norm.eps,
-          .gated = true,
-          .activation = activation});
+  Multiply(s, {.out = out,
+               .in = in,
+               .w = w,
+               .norm_weight = norm.weight,
+               .eps = norm.eps,
+               .gated = true,
+               .activation = activation});
 }
 
 }  // namespace keyline::cuda

@@ -50,6 +50,56 @@ struct Arguments {
   Activation activation;
 };
 
+// What a lane multiplies its weights with in a few steps: eight inputs of column lane / 4 of every
+// tile of columns, zeros where there is no such row or input.
+template <class T, int kColumns, bool kNorm>
+struct Activations {
+  static constexpr int kSteps = kNorm || kColumns == 2 ? 2 : kColumns == 1 ? 4 : 1;
+  uint4 x[kSteps][kColumns];
+  float4 scale[kNorm ? kSteps : 1][2];  // weights of the norm
+
+  template <class InputOf>
+  __device__ void Load(const Arguments& a, int first, int steps, int piece,
+                       const InputOf& input_of) {
+    const int column = threadIdx.x % kWarp / 4;
+#pragma unroll
+    for (int g = 0; g < kSteps; ++g) {
+      const int at = input_of(first + g) + piece;
+      const bool inside = first + g < steps && at < a.cols;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const int row = c * 8 + column;
+        x[g][c] = make_uint4(0, 0, 0, 0);
+        if (inside && row < a.rows) {
+          x[g][c] =
+              *reinterpret_cast<const uint4*>(static_cast<const T*>(a.in) + row * a.in_stride + at);
+        }
+      }
+      if (kNorm) scale[g][0] = scale[g][1] = make_float4(0, 0, 0, 0);
+      if (kNorm && inside) {
+        scale[g][0] = *reinterpret_cast<const float4*>(a.norm_weight + at);
+        scale[g][1] = *reinterpret_cast<const float4*>(a.norm_weight + at + 4);
+      }
+    }
+  }
+
+  // Multiplies step g by the weights of the norm and adds the squares of what it was.
+  __device__ void Scale(int g, float& squares) {
+    const auto values = *reinterpret_cast<const Pack<T>*>(&x[g][0]);
+    const float by[8] = {scale[g][0].x, scale[g][0].y, scale[g][0].z, scale[g][0].w,
+                         scale[g][1].x, scale[g][1].y, scale[g][1].z, scale[g][1].w};
+    float normed[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float value = ToFloat(values.value[j]);
+      squares = fmaf(value, value, squares);
+      normed[j] = value * by[j];
+    }
+    x[g][0] = make_uint4(PackTwo<T>(normed[0], normed[1]), PackTwo<T>(normed[2], normed[3]),
+                         PackTwo<T>(normed[4], normed[5]), PackTwo<T>(normed[6], normed[7]));
+  }
+};
+
 // kColumns: tiles of 8 rows of activations.
 template <class T, int kColumns, bool kNorm>
 __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Arguments a) {
@@ -90,45 +140,33 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
   for (int i = 0; i < kDepth - 1; ++i) copy(i);
   WaitForPredecessor();
 
+  // Activations come in groups of steps, one group ahead of the multiplication: their latency is
+  // longer than a step.
+  using Loads = Activations<T, kColumns, kNorm>;
+  constexpr int kGroup = Loads::kSteps;
+  Loads next;
+  next.Load(a, 0, steps, piece, input_of);
   float sum[kColumns][4] = {};
   float squares = 0;  // of column lane / 4, as far as this lane meets it
-  for (int i = 0; i < steps; ++i) {
-    const int at = input_of(i) + piece;
-    uint4 x[kColumns];
+  for (int begin = 0; begin < steps; begin += kGroup) {
+    Loads now = next;
+    next.Load(a, begin + kGroup, steps, piece, input_of);
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      const int row = c * 8 + lane / 4;
-      x[c] = make_uint4(0, 0, 0, 0);
-      if (row < a.rows && at < a.cols) {
-        x[c] =
-            *reinterpret_cast<const uint4*>(static_cast<const T*>(a.in) + row * a.in_stride + at);
+    for (int g = 0; g < kGroup; ++g) {
+      const int i = begin + g;
+      if (i >= steps) break;
+      if (kNorm) now.Scale(g, squares);
+      copy(i + kDepth - 1);
+      WaitForCopies<kDepth - 1>();
+      const uint4 upper = ring[i % kDepth * (2 * kWarp)];
+      const uint4 lower = ring[i % kDepth * (2 * kWarp) + kWarp];
+      const uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y};
+      const uint32_t high[4] = {upper.z, lower.z, upper.w, lower.w};
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        MultiplyAdd<T>(sum[c], low, now.x[g][c].x, now.x[g][c].y);
+        MultiplyAdd<T>(sum[c], high, now.x[g][c].z, now.x[g][c].w);
       }
-    }
-    if (kNorm && lane / 4 < a.rows && at < a.cols) {
-      const auto values = *reinterpret_cast<const Pack<T>*>(&x[0]);
-      const float4 scales[2] = {*reinterpret_cast<const float4*>(a.norm_weight + at),
-                                *reinterpret_cast<const float4*>(a.norm_weight + at + 4)};
-      const float* scale = &scales[0].x;
-      float normed[8];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float value = ToFloat(values.value[j]);
-        squares = fmaf(value, value, squares);
-        normed[j] = value * scale[j];
-      }
-      x[0] = make_uint4(PackTwo<T>(normed[0], normed[1]), PackTwo<T>(normed[2], normed[3]),
-                        PackTwo<T>(normed[4], normed[5]), PackTwo<T>(normed[6], normed[7]));
-    }
-    copy(i + kDepth - 1);
-    WaitForCopies<kDepth - 1>();
-    const uint4 upper = ring[i % kDepth * (2 * kWarp)];
-    const uint4 lower = ring[i % kDepth * (2 * kWarp) + kWarp];
-    const uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y};
-    const uint32_t high[4] = {upper.z, lower.z, upper.w, lower.w};
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      MultiplyAdd<T>(sum[c], low, x[c].x, x[c].y);
-      MultiplyAdd<T>(sum[c], high, x[c].z, x[c].w);
     }
   }
 
