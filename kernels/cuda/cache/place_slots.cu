@@ -140,7 +140,8 @@ class ScoredPlacement {
   const int candidates_;  // slots [0, candidates) are ranked: the grace ring is not
 };
 
-// Where a block keeps `room` keys: beside the histograms' end of life, or in scratch memory.
+// Keys that find room where the histograms were, once those have been read; more are in scratch
+// memory.
 constexpr int kSharedKeys = kSelectWarps * kBins;
 
 // By score alone. Blocks: chunks x KV heads.
