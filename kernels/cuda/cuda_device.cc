@@ -1,5 +1,7 @@
 #include "kernels/cuda/cuda_device.h"
 
+#include <thread>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -36,6 +38,15 @@ constexpr OpTable kCudaOps = {
     .pack_lane = PackLane,
     .unpack_lane = UnpackLane,
 };
+constexpr int kSpins = 64;
+// What the runtime takes out of pageable memory without waiting for the stream.
+constexpr size_t kStagedAtOnce = 64 << 10;
+
+bool IsPageable(const void* memory) {
+  cudaPointerAttributes attributes;
+  CUDA_CHECK(cudaPointerGetAttributes(&attributes, memory));
+  return attributes.type == cudaMemoryTypeUnregistered;
+}
 
 }  // namespace
 
@@ -83,6 +94,11 @@ GemmPlans& CudaStream::gemm_plans() {
 }
 
 void CudaStream::CopyAsync(void* to, const void* from, size_t bytes) {
+  // Into pageable memory the runtime copies only once the stream has got there, and out of it,
+  // where it has much to stage, it may; both by waiting where no message moves on. So this waits
+  // first.
+  if (bytes == 0) return;
+  if (IsPageable(to) || (bytes > kStagedAtOnce && IsPageable(from))) Synchronize();
   CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
 }
 
@@ -90,10 +106,32 @@ void CudaStream::ZeroAsync(void* to, size_t bytes) {
   CUDA_CHECK(cudaMemsetAsync(to, 0, bytes, stream_));
 }
 
-void CudaStream::Synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+void CudaStream::Synchronize() {
+  // Polled, so that the rank's messages move on meanwhile (see Stream::WhileWaiting); the thread is
+  // about to be needed, so it keeps its core, but for others that share it.
+  for (int polls = 0;;) {
+    const cudaError_t code = cudaStreamQuery(stream_);
+    if (code == cudaSuccess) return;
+    if (code != cudaErrorNotReady) CUDA_CHECK(code);
+    cudaGetLastError();  // not ready is no error; the next check must not see it
+    if (while_waiting()) while_waiting()();
+    if (polls < kSpins) {
+      ++polls;
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void CudaStream::MakeDeviceCurrent() const {
+  int current = -1;
+  CUDA_CHECK(cudaGetDevice(&current));
+  if (current != index_) CUDA_CHECK(cudaSetDevice(index_));
+}
 
 void CudaStream::Replay(uint64_t key, const std::function<void()>& enqueue) {
   constexpr size_t kMostGraphs = 512;
+  MakeDeviceCurrent();
   const auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     // The first time scratch memory grows and products choose their algorithms.
@@ -113,7 +151,7 @@ void CudaStream::Replay(uint64_t key, const std::function<void()>& enqueue) {
 }
 
 void CudaStream::ForgetGraphs() {
-  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  Synchronize();
   for (const auto& [key, graph] : graphs_) {
     if (graph != nullptr) CUDA_CHECK(cudaGraphExecDestroy(graph));
   }
@@ -196,6 +234,8 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index) {
     return absl::UnavailableError(
         absl::StrCat("cuda:", index, ": this machine has cuda:0 to cuda:", count - 1, " alone"));
   }
+  // This thread works on it from now on; see Native() for threads that work on several.
+  CUDA_CHECK(cudaSetDevice(index));
   return std::make_unique<cuda::CudaDevice>(index);
 }
 

@@ -41,6 +41,8 @@ class CudaStream final : public Stream {
   void Replay(uint64_t key, const std::function<void()>& enqueue) override;
 
   cudaStream_t get() const { return stream_; }
+  // Of the calling thread: kernels are launched on its current device, whatever the stream's.
+  void MakeDeviceCurrent() const;
 
   // Memory for what one operation leaves to its own next kernel: at least `bytes`, aligned to 256,
   // valid for work enqueued before the next call. Grows by waiting for the stream, so a first pass
@@ -96,8 +98,13 @@ class CudaDevice final : public Device {
   const int index_;
 };
 
-// REQUIRES: a stream of a CudaDevice.
-inline cudaStream_t Native(Stream& stream) { return static_cast<CudaStream&>(stream).get(); }
+// REQUIRES: a stream of a CudaDevice. Its device is the calling thread's current one afterwards: a
+// rank's thread may be any thread.
+inline cudaStream_t Native(Stream& stream) {
+  const auto& native = static_cast<const CudaStream&>(stream);
+  native.MakeDeviceCurrent();
+  return native.get();
+}
 inline int Multiprocessors(Stream& stream) {
   return static_cast<CudaStream&>(stream).multiprocessors();
 }

@@ -29,6 +29,7 @@ __device__ inline void WaitForPredecessor() {
 template <class... Parameters, class... Arguments>
 void LaunchDependent(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                      size_t shared_bytes, const Arguments&... arguments) {
+  const cudaStream_t stream = Native(s);  // makes its device current
   constexpr size_t kSharedByDefault = 48 << 10;
   if (shared_bytes > kSharedByDefault) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -41,7 +42,7 @@ void LaunchDependent(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsign
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = Native(s);
+  config.stream = stream;
   config.attrs = &early;
   config.numAttrs = LaunchesDependents(s) ? 1 : 0;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));

@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "kernels/device/dtype.h"
@@ -38,13 +39,20 @@ class Stream {
   // recording as one piece.
   virtual void Replay(uint64_t /*key*/, const std::function<void()>& enqueue) { enqueue(); }
 
+  // What a thread does again and again while it waits for this stream: messages between ranks move
+  // on only while somebody calls for them, and what the stream waits for may need them. Null:
+  // nothing.
+  void WhileWaiting(std::function<void()> action) { while_waiting_ = std::move(action); }
+
   Device& device() const { return *device_; }
 
  protected:
   explicit Stream(Device& device) : device_(&device) {}
+  const std::function<void()>& while_waiting() const { return while_waiting_; }
 
  private:
   Device* device_;
+  std::function<void()> while_waiting_;
 };
 
 // A mark in a stream that another stream can wait for.

@@ -40,15 +40,16 @@ void AttendMmaOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
   }
   if (batch.max_chunk_tokens == 1) return;
   const unsigned rows = (int64_t{batch.max_chunk_tokens} * a.group + kChunkRows - 1) / kChunkRows;
+  const cudaStream_t stream = Native(s);  // makes its device current
   constexpr size_t kBytes = ChunkShared<T, kDim>::kBytes;
   AllowShared(AttendChunk<T, kDim>, kBytes);
-  AttendChunk<T, kDim><<<dim3(rows, heads, chunks), kChunkThreads, kBytes, Native(s)>>>(a);
+  AttendChunk<T, kDim><<<dim3(rows, heads, chunks), kChunkThreads, kBytes, stream>>>(a);
   CUDA_CHECK(cudaGetLastError());
   if (!a.wants_mass) return;
   constexpr size_t kMassBytes = MassShared<T, kDim>::kBytes;
   AllowShared(MassOfChunk<T, kDim>, kMassBytes);
   MassOfChunk<T, kDim>
-      <<<dim3(a.kv.slots / kTileSlots, heads, chunks), kChunkThreads, kMassBytes, Native(s)>>>(a);
+      <<<dim3(a.kv.slots / kTileSlots, heads, chunks), kChunkThreads, kMassBytes, stream>>>(a);
   CUDA_CHECK(cudaGetLastError());
 }
 

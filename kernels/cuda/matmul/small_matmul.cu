@@ -193,13 +193,14 @@ void Launch(Stream& s, const Product& p) {
   a.tile = std::min(a.padded, fits);
   const size_t bytes = kRows * a.tile * sizeof(T);
   const auto kernel = SmallProductKernel<T, Out, kRows, kGated>;
+  const cudaStream_t stream = Native(s);  // makes its device current
   if (bytes > kSharedByDefault) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(bytes)));
   }
   const int64_t blocks = std::min<int64_t>((a.units + kWarps - 1) / kWarps,
                                            int64_t{kBlocksPerMultiprocessor} * Multiprocessors(s));
-  kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, Native(s)>>>(a);
+  kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(a);
   CUDA_CHECK(cudaGetLastError());
 }
 
