@@ -23,6 +23,7 @@
 #include "absl/time/time.h"
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
+#include "runtime/transport/rank_state.h"
 
 namespace keyline {
 
@@ -36,6 +37,8 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // Where this rank is, for its own errors and for whoever looks from outside.
+  virtual const std::shared_ptr<RankState>& state() = 0;
 
   // Never waits for the peer. The message is copied before the call returns.
   virtual void SendBytes(int peer, std::span<const std::byte> message) = 0;
@@ -71,10 +74,18 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(uint64_t epoch
 // True where this process was started by mpirun (or srun with PMIx), by its environment alone.
 bool StartedByMpi();
 
-// Sends tensors by NCCL on the stream; bytes and the unique id go through `control`. All ranks call
-// it together, each with its own CUDA device. UNAVAILABLE in a build without NCCL;
+// Sends tensors by NCCL on the stream; bytes and the unique id go through `control`, which it takes
+// over if it succeeds. All ranks call it together, each with its own CUDA device, from the thread
+// that will use it. UNAVAILABLE in a build without NCCL and where libnccl is not to be found;
 // INVALID_ARGUMENT for a device that is not CUDA; otherwise all ranks agree on the outcome.
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(
-    std::unique_ptr<Communicator> control, Device& device);
+    std::unique_ptr<Communicator>& control, Device& device);
+
+// What NCCL reads from the environment and the caller has not set: no NVLink multicast, which a
+// pipeline has no use for, and kernels loaded in advance. `host` not empty: the name of the host
+// that NCCL is to see, since it refuses two ranks on one GPU unless it takes them for two hosts;
+// they meet over loopback then. Call it before NCCL is used and while no other thread reads the
+// environment.
+void SetNcclEnvironment(const std::string& host);
 
 }  // namespace keyline

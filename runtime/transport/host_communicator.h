@@ -4,9 +4,11 @@
 // Base of local_communicator.cc and mpi_communicator.cc; callers see communicator.h alone.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -16,6 +18,8 @@ namespace keyline {
 
 class HostCommunicator : public Communicator {
  public:
+  explicit HostCommunicator(std::shared_ptr<RankState> state) : state_(std::move(state)) {}
+  const std::shared_ptr<RankState>& state() override { return state_; }
   void Send(int peer, TensorView tensor, Stream& stream) override;
   absl::Status Recv(int peer, TensorView tensor, Stream& stream, absl::Duration timeout) override;
 
@@ -30,6 +34,9 @@ class HostCommunicator : public Communicator {
   absl::Status NothingCame(int peer, std::string_view awaited, absl::Duration timeout) const;
   absl::Status PeerEnded(int peer, std::string_view awaited) const;
   absl::Status WrongSize(int peer, std::string_view awaited, size_t sent, size_t expected) const;
+
+ private:
+  const std::shared_ptr<RankState> state_;
 };
 
 }  // namespace keyline

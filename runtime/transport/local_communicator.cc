@@ -92,7 +92,9 @@ struct PostOffice {
 class LocalCommunicator : public HostCommunicator {
  public:
   LocalCommunicator(int rank, std::shared_ptr<PostOffice> office)
-      : rank_(rank), office_(std::move(office)) {}
+      : HostCommunicator(std::make_shared<RankState>(rank)),
+        rank_(rank),
+        office_(std::move(office)) {}
   ~LocalCommunicator() override {
     for (int peer = 0; peer < office_->size; ++peer) {
       office_->bytes[office_->Box(rank_, peer)].Close();

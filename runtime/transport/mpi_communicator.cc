@@ -38,12 +38,13 @@ void CheckMpi(int code, const char* call) {
 
 // For a payload whose header is here, and for what is still on its way when the rank ends.
 constexpr absl::Duration kTransferTimeout = absl::Seconds(10);
-constexpr int kPeerHangs = 75;  // exit code: the supervisor restarts the job
 
 class MpiCommunicator : public HostCommunicator {
  public:
-  explicit MpiCommunicator(uint64_t epoch) : epoch_(epoch) {
-    MPI_CHECK(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
+  MpiCommunicator(int rank, uint64_t epoch)
+      : HostCommunicator(std::make_shared<RankState>(rank, RankState::JobDirectory())),
+        epoch_(epoch),
+        rank_(rank) {
     MPI_CHECK(MPI_Comm_size(MPI_COMM_WORLD, &size_));
     peers_.resize(size_);
   }
@@ -56,7 +57,7 @@ class MpiCommunicator : public HostCommunicator {
         LOG(ERROR) << "rank " << rank_ << ": rank " << peer << " did not take "
                    << peers_[peer].outbox.size() << " messages within "
                    << absl::FormatDuration(kTransferTimeout) << " of this rank's end";
-        MPI_Abort(MPI_COMM_WORLD, kPeerHangs);  // MPI_Finalize would wait for that peer forever
+        MPI_Abort(MPI_COMM_WORLD, kLostRank);  // MPI_Finalize would wait for that peer forever
       }
     }
     MPI_Finalize();
@@ -210,8 +211,8 @@ class MpiCommunicator : public HostCommunicator {
       while (MPI_CHECK(MPI_Test(&request, &done, MPI_STATUS_IGNORE)), !done) {
         if (!wait.Pause()) {
           // MPI still writes into the caller's memory, so this cannot be an error to return.
-          LOG(FATAL) << "rank " << rank_ << ": rank " << peer << " stopped in the middle of "
-                     << into.size() << " bytes";
+          EndLostRank(*state(), absl::StrCat("rank ", peer, " stopped in the middle of ",
+                                             into.size(), " bytes"));
         }
       }
     }
@@ -219,7 +220,7 @@ class MpiCommunicator : public HostCommunicator {
   }
 
   const uint64_t epoch_;
-  int rank_ = 0;
+  const int rank_;
   int size_ = 0;
   std::vector<Peer> peers_;
 };
@@ -241,7 +242,9 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(uint64_t epoch
   }
   MPI_CHECK(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
   SleepPrecisely();
-  return std::make_unique<MpiCommunicator>(epoch);
+  int rank = 0;
+  MPI_CHECK(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
+  return std::make_unique<MpiCommunicator>(rank, epoch);
 }
 
 }  // namespace keyline
