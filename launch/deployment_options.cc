@@ -48,6 +48,7 @@ absl::Status CheckValues(const std::string& path, const LaunchOptions& o) {
   limits.Within("pipeline_depth", o.pipeline_depth, 0, 1024);
   limits.OneOf("dtype", o.dtype, {"auto", "f32", "bf16"});
   limits.OneOf("offload", o.offload, {"auto", "none", "all"});
+  limits.OneOf("transport", o.transport, {"auto", "host", "nccl"});
   limits.OneOf("cache.policy", o.kv.policy, CachePolicyNames());
   limits.OneOf("cache.storage", o.kv_storage, CacheStorageNames());
   for (const std::string& name : o.kv_enabled) {
@@ -113,6 +114,7 @@ absl::Status ApplyDeployment(const std::string& path, LaunchOptions& o) {
   if (d.has_pipeline_depth()) o.pipeline_depth = d.pipeline_depth();
   if (d.has_device_memory()) o.device_memory = d.device_memory();
   if (d.has_offload()) o.offload = d.offload();
+  if (d.has_transport()) o.transport = d.transport();
   ApplyCache(d.cache(), o);
   ApplyServer(d.server(), o);
   return CheckValues(path, o);

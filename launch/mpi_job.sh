@@ -55,8 +55,18 @@ sweep_shared_memory() {
   done
 }
 
-# Prints the command with --dry-run, else becomes it: signals to this process reach mpirun, which
-# passes SIGUSR1 (finish what runs, take nothing new) on to all ranks.
+# Where each rank of this host was (runtime/transport/rank_state.h): files that ranks leave which did
+# not end in order.
+say_where_ranks_were() {
+  local state
+  for state in "$KEYLINE_RANK_STATES"/rank.*; do
+    [[ ! -e $state ]] || echo "did not end in order: $(tr -s ' ' <"$state")" >&2
+  done
+}
+
+# Prints the command with --dry-run, else runs it to its end: SIGUSR1 (finish what runs, take nothing
+# new) and SIGTERM reach mpirun, which passes them on to all ranks. A signal also ends `wait` early: then
+# there is more to wait for.
 start_job() {
   if ((dry_run)); then
     printf 'NCCL_DEBUG=%s NCCL_NVLS_ENABLE=%s MALLOC_ARENA_MAX=%s GRPC_VERBOSITY=%s' \
@@ -71,7 +81,26 @@ start_job() {
     exit 3
   fi
   sweep_shared_memory
-  exec "$@"
+  export KEYLINE_RANK_STATES=$run_dir/ranks.$$
+  local job='' code signalled
+  # shellcheck disable=SC2317  # the traps call it
+  pass_on() {
+    signalled=1
+    [[ -z $job ]] || kill "-$1" "$job" || true
+  }
+  trap 'pass_on USR1' USR1
+  trap 'pass_on TERM' TERM INT
+  "$@" &
+  job=$!
+  while true; do
+    signalled=0
+    code=0
+    wait "$job" || code=$?
+    ((signalled)) || break
+  done
+  ((code == 0)) || say_where_ranks_were
+  rm -rf -- "$KEYLINE_RANK_STATES"
+  exit "$code"
 }
 
 # For Open MPI's session files. Short, since sockets lie below it.

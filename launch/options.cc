@@ -46,6 +46,11 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
   AddOption(app, "--offload", o.offload, "which layers stream through device memory")
       ->check(CLI::IsMember({"auto", "none", "all"}))
       ->capture_default_str();
+  AddOption(
+      app, "--transport", o.transport,
+      "how tensors travel between ranks: auto is NCCL where each has a GPU to itself, else host")
+      ->check(CLI::IsMember({"auto", "host", "nccl"}))
+      ->capture_default_str();
   AddFlag(app, "--deterministic", o.deterministic,
           "the same tokens whatever else is in the batch (always so on the CPU)");
 }

@@ -25,6 +25,7 @@ struct LaunchOptions {
   int pipeline_depth = 0;     // 0: the number of ranks
   std::string device_memory;  // "6GiB"; "" = all there is
   std::string offload = "auto";
+  std::string transport = "auto";
   bool deterministic = false;
 
   std::string kv_storage = "plain";

@@ -6,24 +6,32 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <optional>
+#include <span>
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "kernels/device/status_macros.h"
 #include "launch/progress.h"
+#include "launch/tensor_path.h"
 #include "runtime/cache/kv_cache.h"
 #include "runtime/pipeline/plan_bytes.h"
 #include "runtime/pipeline/stage.h"
 #include "runtime/pipeline/worker.h"
 #include "runtime/transport/communicator.h"
+#include "runtime/transport/watchdog.h"
 
 namespace keyline {
 namespace {
 
 // Loading a large model from a cold disk takes a while.
 constexpr absl::Duration kLoadTimeout = absl::Minutes(30);
+// So does opening a device that others use.
+constexpr absl::Duration kMeetTimeout = absl::Minutes(5);
 
 // One rank's own things; the stage last, so that it goes first.
 struct Rank {
@@ -38,8 +46,128 @@ class Launcher {
            Progress& progress)
       : options_(options), opened_(opened), spec_(spec), ranks_(ranks), progress_(progress) {}
 
+  // Every rank but the first.
+  absl::Status Serve(std::unique_ptr<Communicator>& comm) const {
+    Rank own;
+    absl::Status loaded = Join(comm, own);
+    if (loaded.ok()) loaded = Load(comm->rank(), own);
+    Report(comm->rank(), loaded, own.ready);
+    comm->SendBytes(0, ToBytes(own.ready));
+    if (!loaded.ok()) {
+      // Rank 0 tells everybody to stop; take that message, and pass it on.
+      const int next = comm->rank() + 1;
+      ASSIGN_OR_RETURN(const Bytes stop,
+                       comm->RecvBytes(next - 2, kLoadTimeout, "the end of the launch"));
+      if (next < comm->size()) comm->SendBytes(next, stop);
+      return loaded;
+    }
+    const absl::Status served = ServeSteps(*own.stage, *comm);
+    // A process ends at once, and mpirun ends the others: MPI has no orderly end without a peer. A
+    // thread leaves it to rank 0, which has clients to tell.
+    if (!served.ok() && StartedByMpi()) EndLostRank(*comm->state(), Text(served));
+    return served;
+  }
+
+  // Rank 0.
+  absl::Status Lead(std::unique_ptr<Communicator>& comm, const RankZero& rank_zero) const {
+    Rank own;
+    absl::Status status = Join(comm, own);
+    if (status.ok()) status = Load(0, own);
+    Report(0, status, own.ready);
+    std::vector<pipeline::RankReady> all = {own.ready};
+    for (int r = 1; r < comm->size(); ++r) {
+      pipeline::RankReady& ready = all.emplace_back();
+      absl::StatusOr<Bytes> bytes = comm->RecvBytes(r, kLoadTimeout, "its loaded stage");
+      if (!bytes.ok()) return bytes.status();  // a dead rank cannot be told to stop
+      RETURN_IF_ERROR(FromBytes(*bytes, ready));
+      if (status.ok() && ready.status_code() != 0) {
+        status = absl::Status(static_cast<absl::StatusCode>(ready.status_code()),
+                              ready.status_message());
+      }
+    }
+    if (!status.ok()) {
+      pipeline::StepPlan stop;
+      stop.set_stop(true);
+      if (comm->size() > 1) comm->SendBytes(1, ToBytes(stop));
+      return status;
+    }
+    Coordinator coordinator(*own.stage, *comm);
+    status = rank_zero(coordinator, all);
+    // The other ranks may hang: neither join them nor take leave of them.
+    if (!coordinator.lost().ok() && comm->size() > 1) {
+      EndLostRank(*comm->state(), Text(coordinator.lost()));
+    }
+    return status;
+  }
+
+ private:
+  // The rank's device, and the way of its tensors. On another rank's failure the launch goes on,
+  // and rank 0 ends it once it has heard from all.
+  absl::Status Join(std::unique_ptr<Communicator>& comm, Rank& out) const {
+    const int rank = comm->rank();
+    const std::string name = DeviceOfRank(options_, rank);
+    absl::StatusOr<std::unique_ptr<Device>> device =
+        OpenDevice(name, {.threads = ThreadsOfRank(options_, ranks_)});
+    if (device.ok()) out.device = *std::move(device);
+    if (comm->size() == 1 && device.ok()) {
+      return ChooseTensorPath(options_.transport, true, {{HostName(), name}}, 0).status();
+    }
+    ASSIGN_OR_RETURN(const std::vector<RankPlace> places,
+                     Meet(*comm, {HostName(), device.ok() ? name : ""}));
+    RETURN_IF_ERROR(device.status());
+    for (const RankPlace& place : places) {
+      if (place.device.empty()) return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(const TensorPath path,
+                     ChooseTensorPath(options_.transport, !StartedByMpi(), places, rank));
+    if (!path.nccl) return absl::OkStatus();
+    if (StartedByMpi()) SetNcclEnvironment(path.nccl_host);
+    absl::StatusOr<std::unique_ptr<Communicator>> nccl = MakeNcclCommunicator(comm, *out.device);
+    if (nccl.ok()) {
+      comm = *std::move(nccl);
+    } else if (options_.transport == "auto" && absl::IsUnavailable(nccl.status())) {
+      LOG_IF(WARNING, rank == 0) << "tensors go through host memory, which is slower: "
+                                 << nccl.status().message();
+    } else {
+      return nccl.status();
+    }
+    return absl::OkStatus();
+  }
+
+  // Where all ranks are: each tells rank 0, which tells all.
+  static absl::StatusOr<std::vector<RankPlace>> Meet(Communicator& comm, const RankPlace& own) {
+    std::string lines = absl::StrCat(own.host, " ", own.device);
+    const auto send = [&](int peer) {
+      comm.SendBytes(peer, std::as_bytes(std::span(lines.data(), lines.size())));
+    };
+    const auto receive = [&](int peer) -> absl::StatusOr<std::string> {
+      ASSIGN_OR_RETURN(const Bytes bytes, comm.RecvBytes(peer, kMeetTimeout, "where it runs"));
+      return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    };
+    if (comm.rank() == 0) {
+      for (int r = 1; r < comm.size(); ++r) {
+        ASSIGN_OR_RETURN(const std::string line, receive(r));
+        absl::StrAppend(&lines, "\n", line);
+      }
+      for (int r = 1; r < comm.size(); ++r) send(r);
+    } else {
+      send(0);
+      ASSIGN_OR_RETURN(lines, receive(0));
+    }
+    std::vector<RankPlace> places;
+    for (const auto& line : absl::StrSplit(lines, '\n')) {
+      const std::pair<std::string, std::string> words =
+          absl::StrSplit(line, absl::MaxSplits(' ', 1));
+      places.push_back({words.first, words.second});
+    }
+    if (static_cast<int>(places.size()) != comm.size()) {
+      return absl::DataLossError(
+          absl::StrCat("rank 0 told where ", places.size(), " of ", comm.size(), " ranks run"));
+    }
+    return places;
+  }
+
   absl::Status Load(int rank, Rank& out) const {
-    RETURN_IF_ERROR(OpenRankDevice(rank, out));
     ASSIGN_OR_RETURN(const StageBytes bytes,
                      BytesOfStage(*out.device, *opened_.model, spec_, rank));
     RETURN_IF_ERROR(CheckFits(options_, *out.device, bytes, rank));
@@ -54,59 +182,17 @@ class Launcher {
     return absl::OkStatus();
   }
 
-  // Every rank but the first.
-  absl::Status Serve(Communicator& comm) const {
-    Rank rank;
-    const absl::Status loaded = Load(comm.rank(), rank);
-    Report(comm.rank(), loaded, rank.ready);
-    comm.SendBytes(0, ToBytes(rank.ready));
-    if (loaded.ok()) return ServeSteps(*rank.stage, comm);
-    // Rank 0 tells everybody to stop; take that message, and pass it on.
-    ASSIGN_OR_RETURN(const Bytes stop,
-                     comm.RecvBytes(comm.rank() - 1, kLoadTimeout, "the end of the launch"));
-    if (comm.rank() + 1 < comm.size()) comm.SendBytes(comm.rank() + 1, stop);
-    return loaded;
-  }
+  static std::string Text(const absl::Status& status) { return std::string(status.message()); }
 
-  // Rank 0.
-  absl::Status Lead(Communicator& comm, const RankZero& rank_zero) const {
-    Rank own;
-    absl::Status status = Load(0, own);
-    Report(0, status, own.ready);
-    std::vector<pipeline::RankReady> all = {own.ready};
-    for (int r = 1; r < comm.size(); ++r) {
-      pipeline::RankReady& ready = all.emplace_back();
-      absl::StatusOr<Bytes> bytes = comm.RecvBytes(r, kLoadTimeout, "its loaded stage");
-      if (!bytes.ok()) return bytes.status();  // a dead rank cannot be told to stop
-      RETURN_IF_ERROR(FromBytes(*bytes, ready));
-      if (status.ok() && ready.status_code() != 0) {
-        status = absl::Status(static_cast<absl::StatusCode>(ready.status_code()),
-                              ready.status_message());
-      }
-    }
-    if (!status.ok()) {
-      pipeline::StepPlan stop;
-      stop.set_stop(true);
-      if (comm.size() > 1) comm.SendBytes(1, ToBytes(stop));
-      return status;
-    }
-    Coordinator coordinator(*own.stage, comm);
-    return rank_zero(coordinator, all);
-  }
-
-  // The device also measures how large layers are in its layout.
-  absl::Status OpenRankDevice(int rank, Rank& out) const {
-    ASSIGN_OR_RETURN(out.device, OpenDevice(DeviceOfRank(options_, rank),
-                                            {.threads = ThreadsOfRank(options_, ranks_)}));
-    return absl::OkStatus();
-  }
-
- private:
-  static void Report(int rank, const absl::Status& status, pipeline::RankReady& ready) {
+  static std::string HostName() {
     char host[256] = "";
     gethostname(host, sizeof(host) - 1);
+    return host;
+  }
+
+  static void Report(int rank, const absl::Status& status, pipeline::RankReady& ready) {
     ready.set_rank(rank);
-    ready.set_host(host);
+    ready.set_host(HostName());
     ready.set_status_code(static_cast<int>(status.code()));
     ready.set_status_message(std::string(status.message()));
   }
@@ -130,6 +216,10 @@ int ProcessRank() {
 absl::Status RunPipeline(const LaunchOptions& options, const OpenedModel& opened, PipelineSpec spec,
                          bool show_progress, const RankZero& rank_zero) {
   ASSIGN_OR_RETURN(const int ranks, NumberOfRanks(options));
+  const bool gpus = absl::StrContains(options.device, "cuda");
+  // Before any thread or CUDA call of this process.
+  if (StartedByMpi()) Watchdog::BlockSigterm();
+  if (gpus && !StartedByMpi() && ranks > 1) SetNcclEnvironment("");
   size_t total = 0;
   {
     ASSIGN_OR_RETURN(const auto device,
@@ -150,20 +240,27 @@ absl::Status RunPipeline(const LaunchOptions& options, const OpenedModel& opened
   const Launcher launcher(options, opened, spec, ranks, progress);
 
   if (StartedByMpi()) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm, MakeMpiCommunicator());
-    return comm->rank() == 0 ? launcher.Lead(*comm, rank_zero) : launcher.Serve(*comm);
+    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> comm, MakeMpiCommunicator());
+    const Watchdog watchdog({comm->state()}, /*takes_sigterm=*/true);
+    return comm->rank() == 0 ? launcher.Lead(comm, rank_zero) : launcher.Serve(comm);
   }
   std::vector<std::unique_ptr<Communicator>> comms = MakeLocalCommunicators(ranks);
+  std::optional<Watchdog> watchdog;
+  if (gpus) {
+    std::vector<std::shared_ptr<RankState>> states;
+    for (const auto& comm : comms) states.push_back(comm->state());
+    watchdog.emplace(std::move(states), /*takes_sigterm=*/false);
+  }
   std::vector<std::thread> workers;
   for (int r = 1; r < ranks; ++r) {
     workers.emplace_back([&launcher, comm = std::move(comms[r])]() mutable {
-      const absl::Status status = launcher.Serve(*comm);
+      const absl::Status status = launcher.Serve(comm);
       // Rank 0 hears of it: a load error by message, a later one by the closed mailbox.
       if (!status.ok()) LOG(ERROR) << "rank " << comm->rank() << ": " << status;
       comm.reset();
     });
   }
-  const absl::Status status = launcher.Lead(*comms[0], rank_zero);
+  const absl::Status status = launcher.Lead(comms[0], rank_zero);
   comms[0].reset();
   for (std::thread& worker : workers) worker.join();
   return status;

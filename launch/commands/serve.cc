@@ -18,6 +18,7 @@
 #include "launch/wiring.h"
 #include "rpc/server/server.h"
 #include "runtime/engine/engine.h"
+#include "runtime/transport/communicator.h"
 
 namespace keyline {
 namespace {
@@ -25,9 +26,10 @@ namespace {
 sigset_t DrainSignals() {
   sigset_t set;
   sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
+  // mpirun sends SIGTERM to ranks that it is about to kill, and forwards SIGUSR1 to all.
+  if (!StartedByMpi()) sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
-  sigaddset(&set, SIGUSR1);  // mpirun forwards it to all ranks; it kills them on SIGTERM
+  sigaddset(&set, SIGUSR1);
   return set;
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
 #include "runtime/pipeline/plan_bytes.h"
 
@@ -34,7 +35,7 @@ void Merge(pipeline::StepResult&& part, Coordinator::Result& result) {
 absl::Status Coordinator::Launch(pipeline::StepPlan plan) {
   CHECK_LT(in_flight(), spec().pipeline_depth);
   plan.set_step(next_step_++);
-  Flight flight{.step = plan.step(), .tokens = 0, .owing = {}, .own = {}};
+  Flight flight{.step = plan.step(), .tokens = 0, .begin = absl::Now(), .owing = {}, .own = {}};
   for (const pipeline::PlanBatch& batch : plan.batches()) {
     for (const pipeline::PlanChunk& chunk : batch.chunks()) {
       flight.tokens += chunk.token_ids_size();
@@ -44,7 +45,9 @@ absl::Status Coordinator::Launch(pipeline::StepPlan plan) {
     if (Stage::Answers(plan, rank, comm_->size())) flight.owing.push_back(rank);
   }
   if (comm_->size() > 1) comm_->SendBytes(1, ToBytes(plan));
-  ASSIGN_OR_RETURN(flight.own, stage_->Run(plan, *comm_));
+  absl::StatusOr<pipeline::StepResult> own = stage_->Run(plan, *comm_);
+  if (!own.ok()) return lost_ = own.status();
+  flight.own = *std::move(own);
   flights_.push_back(std::move(flight));
   return absl::OkStatus();
 }
@@ -65,18 +68,25 @@ absl::StatusOr<Coordinator::Result> Coordinator::Collect() {
   result.merged.set_step(flight.step);
   Merge(std::move(flight.own), result);
   for (int rank : flight.owing) {
-    ASSIGN_OR_RETURN(Bytes bytes,
-                     comm_->RecvBytes(rank, StepTimeout(flight.tokens),
-                                      absl::StrCat("the result of step ", flight.step)));
-    pipeline::StepResult part;
-    RETURN_IF_ERROR(FromBytes(bytes, part));
-    if (part.step() != flight.step) {
-      return absl::InternalError(absl::StrCat("rank ", rank, " answered step ", part.step(),
-                                              " where step ", flight.step, " was due"));
-    }
-    Merge(std::move(part), result);
+    absl::StatusOr<pipeline::StepResult> part = Await(rank, flight);
+    if (!part.ok()) return lost_ = part.status();
+    Merge(*std::move(part), result);
   }
+  limit_.Took(absl::Now() - flight.begin, flight.tokens);
   return result;
+}
+
+absl::StatusOr<pipeline::StepResult> Coordinator::Await(int rank, const Flight& flight) {
+  const std::string awaited = absl::StrCat("the result of step ", flight.step);
+  comm_->state()->Doing(absl::StrCat("receive ", awaited, " from rank ", rank));
+  ASSIGN_OR_RETURN(Bytes bytes, comm_->RecvBytes(rank, limit_.For(flight.tokens), awaited));
+  pipeline::StepResult part;
+  RETURN_IF_ERROR(FromBytes(bytes, part));
+  if (part.step() != flight.step) {
+    return absl::InternalError(absl::StrCat("rank ", rank, " answered step ", part.step(),
+                                            " where step ", flight.step, " was due"));
+  }
+  return part;
 }
 
 void Coordinator::Shutdown() {

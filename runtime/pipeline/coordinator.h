@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "runtime/pipeline/stage.h"
+#include "runtime/pipeline/step_limit.h"
 #include "runtime/transport/communicator.h"
 
 namespace keyline {
@@ -32,6 +34,8 @@ class Coordinator {
     std::vector<pipeline::StageTiming> timings;
   };
   absl::StatusOr<Result> Collect();
+  // Not OK once a step was lost: with it the pipeline, whose other ranks may wait forever.
+  const absl::Status& lost() const { return lost_; }
   // Ends the workers. Steps in flight must have been collected.
   void Shutdown();
 
@@ -39,11 +43,16 @@ class Coordinator {
   struct Flight {
     uint64_t step;
     int tokens;
+    absl::Time begin;
     std::vector<int> owing;  // ranks whose results are awaited
     pipeline::StepResult own;
   };
+  absl::StatusOr<pipeline::StepResult> Await(int rank, const Flight& flight);
+
   Stage* stage_;
   Communicator* comm_;
+  StepLimit limit_;
+  absl::Status lost_;
   uint64_t next_step_ = 1;
   std::deque<Flight> flights_;
 };

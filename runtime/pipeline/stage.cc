@@ -7,11 +7,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
 #include "kernels/ops/ops.h"
 #include "runtime/cache/kv_cache.h"
 #include "runtime/model/rope_table.h"
 #include "runtime/pipeline/batch_upload.h"
+#include "runtime/pipeline/step_limit.h"
 #include "runtime/sampling/sampler.h"
 #include "runtime/weights/resident_store.h"
 
@@ -21,10 +23,6 @@ using pipeline::PlanBatch;
 using pipeline::PlanChunk;
 using pipeline::StepPlan;
 using pipeline::StepResult;
-
-absl::Duration StepTimeout(int tokens) {
-  return absl::Seconds(60) + absl::Milliseconds(200) * tokens;
-}
 
 struct Stage::Parts {
   Device* device;
@@ -43,6 +41,8 @@ struct Stage::Parts {
   std::optional<Sampler> sampler;
   Tensor hidden, qkv, attended, mlp;
   Tensor head_input, logits;
+  StepLimit limit;
+  std::string receiving, sending;  // what the state says of these
 
   const Weight& head_weight() const {
     const LayerWeights own = head.weights();
@@ -77,6 +77,8 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
   p->rank = rank;
   p->ranks = static_cast<int>(spec.shards.size());
   p->shard = spec.shards.at(rank);
+  p->receiving = absl::StrCat("receive hidden states from rank ", rank - 1);
+  p->sending = absl::StrCat("send hidden states to rank ", rank + 1);
   const ModelConfig& config = model.config();
   const ShardRange& shard = p->shard;
 
@@ -175,7 +177,27 @@ void Stage::OpenLane(const pipeline::OpenLane& open) {
 }
 
 absl::StatusOr<StepResult> Stage::Run(const StepPlan& plan, Communicator& comm) {
+  const absl::Time begin = absl::Now();
+  int tokens = 0;
+  for (const PlanBatch& batch : plan.batches()) {
+    for (const PlanChunk& chunk : batch.chunks()) tokens += chunk.token_ids_size();
+  }
+  RankState& state = *comm.state();
+  state.Step(plan.step());
+  // The host's own work may take its time; a device that waits for a lost peer never ends.
+  if (!p_->device->memory_is_host()) state.Expect(p_->limit.For(tokens));
+  p_->stream->WhileWaiting([&comm] { comm.Progress(); });
+  absl::StatusOr<StepResult> result = RunBatches(plan, comm);
+  p_->stream->WhileWaiting(nullptr);
+  if (!result.ok()) return result;
+  state.Ended();
+  p_->limit.Took(absl::Now() - begin, tokens);
+  return result;
+}
+
+absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator& comm) {
   Stream& s = *p_->stream;
+  RankState& state = *comm.state();
   StepResult result;
   result.set_step(plan.step());
   result.set_rank(p_->rank);
@@ -196,24 +218,29 @@ absl::StatusOr<StepResult> Stage::Run(const StepPlan& plan, Communicator& comm) 
                   .mlp = p_->mlp.view().Rows(0, batch.tokens)};
     if (!p_->shard.embedding) {
       const int64_t before = absl::GetCurrentTimeNanos();
-      RETURN_IF_ERROR(comm.Recv(p_->rank - 1, a.hidden, s, StepTimeout(batch.tokens)));
+      state.Doing(p_->receiving);
+      RETURN_IF_ERROR(comm.Recv(p_->rank - 1, a.hidden, s, p_->limit.For(batch.tokens)));
       wait_ns += absl::GetCurrentTimeNanos() - before;
     }
     const auto pass = [&] {
       RunLayers(batch, a, comm);
       if (drawn) DrawRows(0, p_->upload->sampled().count);
     };
+    state.Doing("run the layers");
     if (decode) {
       s.Replay(uint64_t(batch.chunks) << 32 | uint64_t(p_->upload->sampled().count), pass);
     } else {
       pass();
     }
     if (p_->shard.head) {
+      state.Doing("sample or score");
       if (p_->upload->sampled().count > 0) SampleRows(plan_batch, drawn, result);
       if (p_->upload->scored().count > 0) ScoreRows(plan_batch, result);
     } else {
+      state.Doing(p_->sending);
       comm.Send(p_->rank + 1, a.hidden, s);
     }
+    state.Doing("report what is kept");
     Trace(plan_batch, result);
   }
   if (plan.want_timing()) {
@@ -238,12 +265,14 @@ TensorView Stage::Logits(const int32_t* rows, int count) {
 
 void Stage::RunLayers(const Batch& batch, Activations& a, Communicator& comm) {
   Stream& s = *p_->stream;
+  RankState& state = *comm.state();
   if (p_->shard.embedding) {
     ops::Embed(s, a.hidden, batch, p_->embedding.weights().matrices[0],
                p_->model->embedding_scale());
   }
   for (size_t i = 0; i < p_->caches.size(); ++i) {
     const int layer = p_->shard.first_layer + static_cast<int>(i);
+    state.Layer(layer);
     const LayerWeights weights = p_->layers->Acquire(s, layer);
     p_->model->Forward(s, batch, layer, weights, p_->rope.rope(), *p_->caches[i], a);
     p_->layers->Release(s, layer);

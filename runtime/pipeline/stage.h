@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/time/time.h"
 #include "kernels/device/device.h"
 #include "runtime/files/weight_source.h"
 #include "runtime/model/decoder_model.h"
@@ -28,7 +27,8 @@ class Stage {
 
   // Runs the plan's batches through this rank's layers: hidden states come from the previous rank
   // and go to the next. The result is this rank's part: tokens and scores on the last rank, traces
-  // and timing where the plan asks for them.
+  // and timing where the plan asks for them. Where it is shows in comm.state(); on a device that
+  // works on its own the watchdog ends the process if the step hangs.
   absl::StatusOr<pipeline::StepResult> Run(const pipeline::StepPlan& plan, Communicator& comm);
 
   // Whether rank `rank` of `ranks` owes rank 0 a StepResult for this plan.
@@ -43,6 +43,8 @@ class Stage {
   struct Parts;
   explicit Stage(std::unique_ptr<Parts> parts);
   void OpenLane(const pipeline::OpenLane& open);
+  absl::StatusOr<pipeline::StepResult> RunBatches(const pipeline::StepPlan& plan,
+                                                  Communicator& comm);
   // Embedding, where it is here, and layers. Enqueues only.
   void RunLayers(const Batch& batch, Activations& a, Communicator& comm);
   // Logits of sampled rows [first, first + count), and a token of each. Enqueues only.
@@ -55,8 +57,5 @@ class Stage {
 
   std::unique_ptr<Parts> p_;
 };
-
-// How long a rank waits for a message that a step owes it.
-absl::Duration StepTimeout(int tokens);
 
 }  // namespace keyline

@@ -10,6 +10,7 @@ absl::Status ServeSteps(Stage& stage, Communicator& comm) {
   const int rank = comm.rank();
   const int ranks = comm.size();
   for (;;) {
+    comm.state()->Doing("wait for the next step plan");
     // Idle servers wait here: no deadline. A lost rank 0 ends the job by other means (mpirun, or
     // the closed mailbox of a thread).
     ASSIGN_OR_RETURN(Bytes bytes,

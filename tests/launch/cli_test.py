@@ -267,5 +267,51 @@ class Serve(unittest.TestCase):
             server.wait()
 
 
+class LostRank(unittest.TestCase):
+    """A rank of two is killed, or stops: the job ends in seconds and says where it was."""
+
+    def lose(self, number, within):
+        with tempfile.TemporaryDirectory() as folder:
+            job = subprocess.Popen(
+                [*MPIRUN, '-np', '2', KEYLINE, 'bench', 'decode', '--model', LLAMA, '--kv-policy', 'last_recent',
+                 '--kv-cache-length', '64', '--kv-chunk', '16', '--batch', '1', '--tokens', '4000', '--repeat', '1000'],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env={**ENVIRONMENT, 'KEYLINE_RANK_STATES': folder + '/ranks'})
+            pids = {}
+            try:
+                for _ in range(3000):  # until steps run
+                    lines = [path.read_text().split() for path in pathlib.Path(folder).glob('ranks/rank.*')]
+                    pids = {int(words[1]): int(words[3]) for words in lines if len(words) > 5 and int(words[5]) > 20}
+                    if len(pids) == 2 or job.poll() is not None:
+                        break
+                    time.sleep(0.02)
+                self.assertEqual(set(pids), {0, 1}, 'the job does not run')
+                os.kill(pids[1], number)
+                begin = time.monotonic()
+                output, _ = job.communicate(timeout=60)
+                self.assertLess(time.monotonic() - begin, within, output)
+                return job.returncode, output, pids
+            finally:
+                job.kill()
+                for pid in pids.values():
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
+                job.communicate()
+
+    def test_killed(self):
+        code, output, pids = self.lose(signal.SIGKILL, 5)
+        self.assertNotEqual(code, 0)
+        self.assertRegex(output, f'keyline: rank 0 pid {pids[0]} step [0-9]+ layer [0-9-]+ .*: ended by SIGTERM')
+        self.assertRegex(output, f'keyline: gone: rank 1 pid {pids[1]} step [0-9]+ layer [0-9-]+ [a-z]+')
+
+    def test_stopped(self):
+        code, output, pids = self.lose(signal.SIGSTOP, 8)
+        self.assertEqual(code, 75, output)
+        self.assertRegex(output, f'keyline: rank 0 pid {pids[0]} step ([0-9]+) layer [0-9-]+ receive the result of step '
+                                 r'\1 from rank 1: rank 0: rank 1 did not send the result of step \1 within')
+
+
 if __name__ == '__main__':
     unittest.main()

@@ -89,6 +89,36 @@ SRUN
     command -v mpirun >/dev/null || { echo "skipped: no mpirun"; exit 77; }
     expect "rank 1 of 2: serve --model m NCCL_DEBUG=WARN" launch/local.sh -np 2 --model m
     [[ $(stat -c %a "$KEYLINE_RUN_DIR") == 700 ]] || fail "$KEYLINE_RUN_DIR is open to others"
+    # A rank that leaves its state behind, and one that takes it along.
+    cat >"$work/lost" <<'PROGRAM'
+#!/usr/bin/env bash
+mkdir -p "$KEYLINE_RANK_STATES"
+[[ $OMPI_COMM_WORLD_RANK == 0 ]] || echo "rank      1 pid   77 step   5 layer 3  run the layer" >"$KEYLINE_RANK_STATES/rank.1"
+exit "$OMPI_COMM_WORLD_RANK"
+PROGRAM
+    chmod +x "$work/lost"
+    KEYLINE_PROGRAM=$work/lost expect_error 1 \
+      "did not end in order: rank 1 pid 77 step 5 layer 3 run the layer" launch/local.sh -np 2
+    [[ -z $(ls -A "$KEYLINE_RUN_DIR") ]] || fail "left behind: $(ls -A "$KEYLINE_RUN_DIR")"
+    # Drains: the signal reaches the ranks, their exit code comes back.
+    cat >"$work/drains" <<'PROGRAM'
+#!/usr/bin/env bash
+trap 'echo drained; exit 0' USR1
+echo started
+while :; do sleep 0.02; done
+PROGRAM
+    chmod +x "$work/drains"
+    KEYLINE_PROGRAM=$work/drains launch/local.sh -np 1 >"$work/output" 2>&1 &
+    job=$!
+    for _ in {1..500}; do
+      grep -qs started "$work/output" && break
+      sleep 0.02
+    done
+    kill -USR1 "$job"
+    code=0
+    wait "$job" || code=$?
+    [[ $code == 0 ]] || fail "local.sh exited with $code: $(cat "$work/output")"
+    grep -q drained "$work/output" || fail "the signal did not reach the rank"
     echo "localhost slots=2" >"$work/hosts"
     command -v ssh >/dev/null || export OMPI_MCA_plm=isolated
     expect "rank 1 of 2: serve --model m NCCL_DEBUG=WARN" \

@@ -1,0 +1,50 @@
+#include "launch/tensor_path.h"
+
+#include <algorithm>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace keyline {
+namespace {
+
+// How many ranks below `rank` are on the same GPU.
+int SharersBelow(const std::vector<RankPlace>& ranks, size_t rank) {
+  return static_cast<int>(
+      std::count_if(ranks.begin(), ranks.begin() + static_cast<std::ptrdiff_t>(rank),
+                    [&](const RankPlace& other) {
+                      return other.host == ranks[rank].host && other.device == ranks[rank].device;
+                    }));
+}
+
+}  // namespace
+
+absl::StatusOr<TensorPath> ChooseTensorPath(const std::string& transport, bool threads,
+                                            const std::vector<RankPlace>& ranks, int rank) {
+  const bool demanded = transport == "nccl";
+  if (transport == "host" || (ranks.size() == 1 && !demanded)) return TensorPath{};
+  bool shared = false;
+  bool one_host = true;
+  for (size_t r = 0; r < ranks.size(); ++r) {
+    if (!absl::StartsWith(ranks[r].device, "cuda:")) {
+      if (!demanded) return TensorPath{};
+      return absl::InvalidArgumentError(absl::StrCat("--transport nccl: rank ", r, " has ",
+                                                     ranks[r].device,
+                                                     ", which is no GPU; use auto or host"));
+    }
+    shared = shared || SharersBelow(ranks, r) > 0;
+    one_host = one_host && ranks[r].host == ranks[0].host;
+  }
+  if (!shared) return TensorPath{.nccl = true, .nccl_host = ""};
+  if (!demanded) return TensorPath{};
+  if (threads || !one_host) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--transport nccl: ranks share a GPU, which NCCL only lets processes of one "
+                     "host do; use auto or host, give each a --device of its own, or ",
+                     threads ? "start them by mpirun" : "use one host"));
+  }
+  return TensorPath{.nccl = true,
+                    .nccl_host = absl::StrCat(ranks[rank].host, ".", SharersBelow(ranks, rank))};
+}
+
+}  // namespace keyline
