@@ -4,7 +4,10 @@
 // what that wrote or writes what that read.
 //
 // Every kernel launched here must call WaitForPredecessor in all of its threads: the order is not
-// transitive, so one that did not wait would let its successor race its predecessor.
+// transitive, so one that did not wait would let its successor race its predecessor. Before the
+// wait a kernel may read only what nothing of the same pass writes: weights, the batch, the rules
+// of lanes, its own layer's cache as the pass before left it. A pass begins with a copy to the
+// device, and that waits for all there was.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -59,9 +59,9 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
   using Shared = DecodeShared<T, kDim>;
   constexpr int kStages = Shared::kStages;
   LetSuccessorBegin();
-  WaitForPredecessor();
   const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y % a.kv.kv_heads);
   const int first_slot = blockIdx.x * kSplitSlots;
+  WaitForPredecessor();
   if (t.chunk.tokens != 1 || first_slot >= t.used) return;
   const int first_row = blockIdx.y / a.kv.kv_heads * kDecodeRows;
   const int rows = min(kDecodeRows, a.group - first_row);
@@ -305,8 +305,8 @@ template <class T>
 __global__ void __launch_bounds__(kDecodeThreads) MergeDecode(const AttentionArguments a) {
   extern __shared__ MergedSums sums[];
   LetSuccessorBegin();
-  WaitForPredecessor();
   const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
+  WaitForPredecessor();
   if (t.chunk.tokens != 1) return;
   const int splits = (t.used + kSplitSlots - 1) / kSplitSlots;
   const int split = static_cast<int>(blockIdx.x) - 1;

@@ -60,7 +60,9 @@ template <class T>
 __global__ void __launch_bounds__(kPrepareThreads) PrepareDecode(const DecodePass p) {
   extern __shared__ float vectors[];
   LetSuccessorBegin();
-  WaitForPredecessor();
+  // Nothing of this pass has written what is read here, and nothing before the pass is still under
+  // way (a pass begins with the copy of its batch): all but the turning of q, k and v runs beside
+  // the product that makes them.
   const int head = blockIdx.x;
   const Chunk chunk = p.batch.chunk[blockIdx.y];
   DeviceCheck(chunk.tokens == 1);
@@ -68,14 +70,6 @@ __global__ void __launch_bounds__(kPrepareThreads) PrepareDecode(const DecodePas
   const DecodePlacement placed = PlaceToken(p, chunk, rules, head);
   const KvMemory& kv = p.attention.kv;
   const int warp = threadIdx.x / kWarp;
-  if (threadIdx.x == 0) {
-    const int64_t at = int64_t{chunk.first_token} * kv.kv_heads + head;
-    p.placement.slots[at] = placed.slot;
-    if (p.placement.moved_from != nullptr) {
-      p.placement.moved_from[at] = placed.from;
-      p.placement.moved_to[at] = placed.to;
-    }
-  }
   if (placed.from >= 0) {
     // The slot that it leaves is the one that is written next.
     if (warp == 0) CopyRow(HeadOf(kv.k, kv.k_format, kv, chunk.lane, head), placed.from, placed.to);
@@ -86,6 +80,16 @@ __global__ void __launch_bounds__(kPrepareThreads) PrepareDecode(const DecodePas
   const int32_t position = p.batch.positions[chunk.first_token];
   T* const row = static_cast<T*>(p.qkv) + chunk.first_token * p.attention.qkv_stride;
   float* const x = vectors + warp * p.spec.head_dim;
+  WaitForPredecessor();
+  if (threadIdx.x == 0) {
+    // Layers share this memory, so the layer before must be done with it.
+    const int64_t at = int64_t{chunk.first_token} * kv.kv_heads + head;
+    p.placement.slots[at] = placed.slot;
+    if (p.placement.moved_from != nullptr) {
+      p.placement.moved_from[at] = placed.from;
+      p.placement.moved_to[at] = placed.to;
+    }
+  }
   // k and v, and the query heads of the group.
   for (int unit = warp; unit <= p.attention.group; unit += kPrepareWarps) {
     if (unit == 0) {
@@ -102,12 +106,12 @@ template <class T>
 __global__ void __launch_bounds__(kDecodeThreads) FinishDecode(const DecodePass p) {
   extern __shared__ MergedSums sums[];
   LetSuccessorBegin();
-  WaitForPredecessor();
   const AttentionArguments& a = p.attention;
   const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
   const int splits = (t.used + kSplitSlots - 1) / kSplitSlots;
   const int split = static_cast<int>(blockIdx.x) - 1;
   const LaneRules rules = p.table.rules[t.chunk.lane];
+  WaitForPredecessor();
   if (split < 0) {
     MergeParts<T>(sums, a, t, blockIdx.z, splits);
     // Nobody else of this kernel reads the progress.
