@@ -38,6 +38,8 @@ struct Arguments {
   float min_p = 0;
   uint64_t seed = 0;
   std::vector<std::string> stop;
+  int layer = -1;
+  std::string pooling = "last";
   bool ignore_eos = false;
   bool json = false;
 };
@@ -136,6 +138,20 @@ absl::Status Score(Client& client, const Arguments& args, const CallOptions& cal
   return absl::OkStatus();
 }
 
+absl::Status Embed(Client& client, const Arguments& args, const CallOptions& call) {
+  v1::EmbedRequest request;
+  RETURN_IF_ERROR(FillPrompt(args, *request.mutable_prompt()));
+  if (args.layer >= 0) request.set_layer(args.layer);
+  request.set_pooling(args.pooling == "mean" ? v1::POOLING_MEAN : v1::POOLING_LAST);
+  ASSIGN_OR_RETURN(const v1::EmbedResponse response, client.Embed(request, call));
+  if (args.json) {
+    std::printf("%s\n", AsJson(response).c_str());
+    return absl::OkStatus();
+  }
+  for (float value : response.values()) std::printf("%.9g\n", value);
+  return absl::OkStatus();
+}
+
 absl::Status ShowPlacement(Client& client, const Arguments& args, const CallOptions& call) {
   ASSIGN_OR_RETURN(const v1::GetPlacementResponse placement, client.GetPlacement(call));
   if (args.json) {
@@ -181,6 +197,7 @@ absl::Status RunClient(const Arguments& args) {
   }
   if (args.what == "generate") return Generate(*client, args, call);
   if (args.what == "score") return Score(*client, args, call);
+  if (args.what == "embed") return Embed(*client, args, call);
   if (args.what == "placement") return ShowPlacement(*client, args, call);
   if (args.what == "stats") return ShowStats(*client, call);
   ASSIGN_OR_RETURN(const v1::DrainResponse drained, client->Drain(call));
@@ -207,7 +224,7 @@ void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
   AddOption(sub, "--wait", args->wait_seconds, "health: seconds to wait for a ready server")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  AddOption(sub, "--prompt", args->prompt, "the text to continue, or to score");
+  AddOption(sub, "--prompt", args->prompt, "the text to continue, to score or to embed");
   AddOption(sub, "--prompt-file", args->prompt_file, "the same from a file");
   AddOption(sub, "--token-ids", args->token_ids, "the same as token ids, separated by commas")
       ->delimiter(',');
@@ -224,6 +241,12 @@ void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
   AddOption(sub, "--seed", args->seed, "the same seed gives the same tokens");
   AddOption(sub, "--stop", args->stop, "a string that ends the answer; may be repeated");
   AddFlag(sub, "--ignore-eos", args->ignore_eos, "go on after end-of-text");
+  AddOption(sub, "--layer", args->layer,
+            "embed: the hidden states at the start of this layer; default: after the last norm")
+      ->check(CLI::Range(0, 1 << 20));
+  AddOption(sub, "--pooling", args->pooling, "embed: the last token's state, or the mean of all")
+      ->check(CLI::IsMember({"last", "mean"}))
+      ->capture_default_str();
   AddFlag(sub, "--json", args->json, "print JSON");
   sub.callback([&chosen, args] { chosen = [args] { return RunClient(*args); }; });
 }

@@ -233,6 +233,10 @@ class GrpcClient final : public Client {
                                           const CallOptions& call) override {
     return Call(*inference_, &v1::Inference::Stub::Score, request, call);
   }
+  absl::StatusOr<v1::EmbedResponse> Embed(const v1::EmbedRequest& request,
+                                          const CallOptions& call) override {
+    return Call(*inference_, &v1::Inference::Stub::Embed, request, call);
+  }
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
                                                 const CallOptions& call) override {
     return Call(*inference_, &v1::Inference::Stub::Tokenize, request, call);

@@ -75,6 +75,8 @@ class Client {
                               const CallOptions& call = {});
   virtual absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request,
                                                   const CallOptions& call = {}) = 0;
+  virtual absl::StatusOr<v1::EmbedResponse> Embed(const v1::EmbedRequest& request,
+                                                  const CallOptions& call = {}) = 0;
   virtual absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
                                                         const CallOptions& call = {}) = 0;
   virtual absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request,

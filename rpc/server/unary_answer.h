@@ -1,4 +1,4 @@
-// UnaryAnswer: calls that answer with one message, once the engine is done: Generate and Score.
+// UnaryAnswer: calls that answer with one message, once the engine is done: Generate, Score, Embed.
 #pragma once
 
 #include <google/protobuf/message.h>
@@ -81,6 +81,18 @@ class ScoreAnswer final : public UnaryAnswer {
 
  private:
   std::vector<int32_t> tokens_;
+};
+
+class EmbedAnswer final : public UnaryAnswer {
+ public:
+  using UnaryAnswer::UnaryAnswer;
+
+  void Prepare(const Request& request) override { asked_ = request.embed; }
+  void OnTokens(const TokenDelta& delta) override { (void)delta; }
+  void OnFinish(const keyline::Finish& finish) override { Answer(EmbedToProto(asked_, finish)); }
+
+ private:
+  EmbedOptions asked_;
 };
 
 }  // namespace keyline

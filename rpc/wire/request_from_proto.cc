@@ -220,6 +220,35 @@ absl::StatusOr<Request> RequestFromProto(const v1::GenerateRequest& request,
   return to;
 }
 
+absl::StatusOr<Request> RequestFromProto(const v1::EmbedRequest& request,
+                                         const RequestRules& rules) {
+  Request to;
+  RETURN_IF_ERROR(CheckLabel(request.request_id(), request.model(), rules));
+  if (request.has_cache()) {
+    ASSIGN_OR_RETURN(to.cache,
+                     LanePolicyFromProto(request.cache(), rules.default_cache, rules.layers));
+  }
+  FieldChecker check("");
+  to.embed = {.enabled = true, .layer = rules.layers, .pooling = Pooling::kLast};
+  if (request.has_layer()) {
+    check.Take("layer", request.layer(), 0u, static_cast<uint32_t>(rules.layers), &to.embed.layer);
+  }
+  if (request.has_pooling()) {
+    if (request.pooling() == v1::POOLING_MEAN) {
+      to.embed.pooling = Pooling::kMean;
+    } else if (request.pooling() != v1::POOLING_LAST) {
+      check.Refuse("pooling", absl::StrCat("got ", static_cast<int>(request.pooling()),
+                                           ", must be POOLING_LAST or POOLING_MEAN"));
+    }
+  }
+  RETURN_IF_ERROR(check.status());
+  ASSIGN_OR_RETURN(to.prompt, PromptFromProto(request.prompt(), rules));
+  to.label = request.request_id();
+  to.response.text = false;
+  to.response.cache_report = request.cache_report();
+  return to;
+}
+
 absl::StatusOr<Request> RequestFromProto(const v1::ScoreRequest& request,
                                          const RequestRules& rules) {
   Request to;

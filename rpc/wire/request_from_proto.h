@@ -42,6 +42,8 @@ absl::StatusOr<Request> RequestFromProto(const v1::GenerateRequest& request,
                                          const RequestRules& rules);
 absl::StatusOr<Request> RequestFromProto(const v1::ScoreRequest& request,
                                          const RequestRules& rules);
+absl::StatusOr<Request> RequestFromProto(const v1::EmbedRequest& request,
+                                         const RequestRules& rules);
 
 // At least one token.
 absl::StatusOr<std::vector<int32_t>> PromptFromProto(const v1::Prompt& prompt,

@@ -236,6 +236,11 @@ absl::Status Engine::Loop::CollectStep() {
       if (sequence->OnScored(std::move(scored))) Complete(sequence);
     }
   }
+  for (const pipeline::HiddenResult& hidden : result.merged.hidden()) {
+    if (auto sequence = sequence_of(hidden.lane())) {
+      if (sequence->OnHidden(hidden)) Complete(sequence);
+    }
+  }
   if (options_.on_timing) {
     for (const pipeline::StageTiming& timing : result.timings) {
       options_.on_timing(timing, result.merged.step());

@@ -41,6 +41,16 @@ struct ScoreOptions {
   int decode_tail = 0;  // the last tokens are fed one by one
 };
 
+enum class Pooling { kLast, kMean };
+
+// What a request wants to know of the hidden states of the tokens it gave.
+struct EmbedOptions {
+  bool enabled = false;
+  // The states at the start of this layer; the model's number of layers: after the last norm.
+  int layer = 0;
+  Pooling pooling = Pooling::kLast;
+};
+
 struct Request {
   std::string label;            // the client's request id, for logs
   std::vector<int32_t> prompt;  // token ids, at least one
@@ -51,7 +61,11 @@ struct Request {
   std::optional<LanePolicy> cache;  // unset: the server's default
   ResponseOptions response;
   ScoreOptions score;
+  EmbedOptions embed;  // not with `score`
   absl::Time deadline = absl::InfiniteFuture();
+
+  // Nothing is generated: the request is about the tokens it gave.
+  bool reads_only() const { return score.enabled || embed.enabled; }
 };
 
 struct TopLogProb {
@@ -116,6 +130,7 @@ struct Finish {
   Timings timings;
   std::optional<CacheReport> cache;
   std::optional<ScoreResult> score;
+  std::vector<float> hidden;  // of an embed request, [hidden size]
 };
 
 }  // namespace keyline

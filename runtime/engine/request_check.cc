@@ -59,6 +59,14 @@ absl::Status CheckStops(const Request& request, const ModelConfig& model, bool h
   return absl::OkStatus();
 }
 
+absl::Status CheckEmbed(const EmbedOptions& embed, const ModelConfig& model) {
+  if (embed.layer < 0 || embed.layer > model.layers) {
+    return Bad("layer", absl::StrCat("must be within [0, ", model.layers, "] (0 = the embedding, ",
+                                     model.layers, " = after the last norm), got ", embed.layer));
+  }
+  return absl::OkStatus();
+}
+
 int DecodeTail(const Request& request) {
   return request.score.enabled ? request.score.decode_tail : 0;
 }
@@ -86,6 +94,8 @@ absl::Status CheckRequest(const Request& request, const PipelineSpec& spec,
                  absl::StrCat("must be within [0, ", prompt - 1, "] for a prompt of ", prompt,
                               " tokens, got ", request.score.decode_tail));
     }
+  } else if (request.embed.enabled) {
+    RETURN_IF_ERROR(CheckEmbed(request.embed, model));
   } else {
     RETURN_IF_ERROR(CheckStops(request, model, has_tokenizer));
     RETURN_IF_ERROR(CheckSampling(request.sampling));
@@ -99,7 +109,7 @@ absl::Status CheckRequest(const Request& request, const PipelineSpec& spec,
       return Bad("text", "this model has no tokenizer; ask for token ids");
     }
   }
-  const int new_tokens = request.score.enabled ? 0 : request.stop.max_new_tokens;
+  const int new_tokens = request.reads_only() ? 0 : request.stop.max_new_tokens;
   return ValidateLane(spec.cache, spec.cache_lengths, *request.cache, prompt, new_tokens,
                       spec.max_pass_tokens);
 }

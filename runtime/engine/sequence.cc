@@ -3,6 +3,7 @@
 #include <glog/logging.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -22,14 +23,14 @@ Sequence::Sequence(RequestId id, Request request, std::shared_ptr<TokenSink> sin
       tokenizer_(tokenizer) {
   if (tokenizer_ != nullptr) eos_ = tokenizer_->eos_ids();
   const bool wants_text = request_.response.text || !request_.stop.stop_strings.empty();
-  if (tokenizer_ != nullptr && wants_text && !request_.score.enabled) {
+  if (tokenizer_ != nullptr && wants_text && !request_.reads_only()) {
     detokenizer_.emplace(*tokenizer_);
     stops_.emplace(request_.stop.stop_strings);
   }
 }
 
 bool Sequence::ready_to_decode() const {
-  return !request_.score.enabled && !prefilling() && !token_in_flight_ && !generated_.empty();
+  return !request_.reads_only() && !prefilling() && !token_in_flight_ && !generated_.empty();
 }
 
 int Sequence::NextPrefillTokens(int budget) const {
@@ -62,6 +63,14 @@ pipeline::PlanChunk Sequence::TakePrefill(int tokens) {
       const size_t next = chunk.first_position() + i + 1;
       chunk.add_targets(next < request_.prompt.size() ? request_.prompt[next] : -1);
     }
+  } else if (request_.embed.enabled) {
+    chunk.set_hidden_ends(!prefilling());
+    if (!prefilling() || request_.embed.pooling == Pooling::kMean) {
+      chunk.set_output(pipeline::OUTPUT_HIDDEN);
+    }
+    chunk.set_hidden_layer(request_.embed.layer);
+    chunk.set_hidden_pooling(request_.embed.pooling == Pooling::kMean ? pipeline::HIDDEN_MEAN
+                                                                      : pipeline::HIDDEN_LAST);
   } else if (!prefilling()) {
     chunk.set_output(pipeline::OUTPUT_SAMPLE);
     chunk.set_top_logprobs(request_.response.top_logprobs);
@@ -177,6 +186,15 @@ bool Sequence::OnScored(pipeline::ScoredChunk&& scored) {
   return true;
 }
 
+bool Sequence::OnHidden(const pipeline::HiddenResult& hidden) {
+  hidden_.assign(hidden.values().begin(), hidden.values().end());
+  if (!std::all_of(hidden_.begin(), hidden_.end(), [](float x) { return std::isfinite(x); })) {
+    error_ = absl::InternalError("the model's hidden states are not finite; request ended");
+  }
+  reason_ = FinishReason::kStop;
+  return true;
+}
+
 void Sequence::OnTrace(const pipeline::ChunkTraceResult& trace) {
   ChunkTrace out;
   out.start = trace.start();
@@ -205,6 +223,7 @@ void Sequence::Finish(absl::Time now, std::optional<CacheReport> cache) {
   finish.timings.total = now - submitted_;
   finish.cache = std::move(cache);
   if (request_.score.enabled) finish.score = std::move(score_);
+  finish.hidden = std::move(hidden_);
   sink_->OnFinish(finish);
 }
 

@@ -45,10 +45,11 @@ class Sequence {
   bool started() const { return started_.has_value(); }
 
   // ---- Results, in the order of the steps ----
-  // Both return true once the sequence is finished; the sink has heard its tokens, not yet
-  // OnFinish.
+  // The first three return true once the sequence is finished; the sink has heard its tokens, not
+  // yet OnFinish.
   bool OnSampled(const pipeline::SampledTokenResult& sampled, absl::Time now);
   bool OnScored(pipeline::ScoredChunk&& scored);
+  bool OnHidden(const pipeline::HiddenResult& hidden);
   void OnTrace(const pipeline::ChunkTraceResult& trace);
   // Set by OnSampled where the model's logits were all non-finite.
   const absl::Status& error() const { return error_; }
@@ -86,6 +87,7 @@ class Sequence {
   std::string stop_;
   std::vector<int32_t> eos_;
   ScoreResult score_;
+  std::vector<float> hidden_;
   size_t scored_tokens_ = 0;
   absl::Status error_;
 };

@@ -19,6 +19,7 @@ void Merge(pipeline::StepResult&& part, Coordinator::Result& result) {
   for (pipeline::ScoredChunk& scored : *part.mutable_scores()) {
     *merged.add_scores() = std::move(scored);
   }
+  merged.mutable_hidden()->MergeFrom(part.hidden());
   // Every rank reports the same chunks in the same order, each with its own layers; ranks come in
   // order, so layers end up ascending.
   for (int i = 0; i < part.traces_size(); ++i) {

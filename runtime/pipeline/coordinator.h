@@ -27,7 +27,8 @@ class Coordinator {
   int in_flight() const { return static_cast<int>(flights_.size()); }
   // Whether Collect would return without waiting. REQUIRES: in_flight() > 0.
   bool ResultReady();
-  // The oldest step's result, all ranks' parts merged: tokens and scores of the last rank, traces
+  // The oldest step's result, all ranks' parts merged: tokens and scores of the last rank,
+  // hidden states of their layers' ranks, traces
   // with all layers, `timings` one a rank where asked for.
   struct Result {
     pipeline::StepResult merged;

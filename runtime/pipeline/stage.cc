@@ -13,6 +13,7 @@
 #include "runtime/cache/kv_cache.h"
 #include "runtime/model/rope_table.h"
 #include "runtime/pipeline/batch_upload.h"
+#include "runtime/pipeline/hidden_states.h"
 #include "runtime/pipeline/step_limit.h"
 #include "runtime/sampling/sampler.h"
 #include "runtime/weights/resident_store.h"
@@ -43,6 +44,7 @@ struct Stage::Parts {
   Tensor head_input, logits;
   StepLimit limit;
   std::string receiving, sending;  // what the state says of these
+  HiddenStates hidden_states;
 
   const Weight& head_weight() const {
     const LayerWeights own = head.weights();
@@ -140,7 +142,7 @@ bool Stage::Answers(const StepPlan& plan, int rank, int ranks) {
   if (rank == ranks - 1 || plan.want_timing()) return true;
   for (const PlanBatch& batch : plan.batches()) {
     for (const PlanChunk& chunk : batch.chunks()) {
-      if (chunk.trace()) return true;
+      if (chunk.trace() || chunk.hidden_ends()) return true;
     }
   }
   return false;
@@ -209,7 +211,7 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
     const Batch& batch = p_->upload->batch();
     // One token of each chunk: the same operations on the same memory at every step, so that a
     // device can record them.
-    const bool decode = batch.max_chunk_tokens == 1;
+    const bool decode = batch.max_chunk_tokens == 1 && !HiddenStates::Asks(plan_batch);
     const bool drawn = decode && p_->shard.head && p_->upload->sampled().count > 0 &&
                        p_->upload->sampled().count <= kLogitRows;
     Activations a{.hidden = p_->hidden.view().Rows(0, batch.tokens),
@@ -223,7 +225,7 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
       wait_ns += absl::GetCurrentTimeNanos() - before;
     }
     const auto pass = [&] {
-      RunLayers(batch, a, comm);
+      RunLayers(plan_batch, a, comm, result);
       if (drawn) DrawRows(0, p_->upload->sampled().count);
     };
     state.Doing("run the layers");
@@ -236,6 +238,7 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
       state.Doing("sample or score");
       if (p_->upload->sampled().count > 0) SampleRows(plan_batch, drawn, result);
       if (p_->upload->scored().count > 0) ScoreRows(plan_batch, result);
+      ReadNormed(plan_batch, a.hidden, result);
     } else {
       state.Doing(p_->sending);
       comm.Send(p_->rank + 1, a.hidden, s);
@@ -253,18 +256,23 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
   return result;
 }
 
+RmsNorm Stage::FinalNorm() const {
+  return {p_->head.weights().vectors[0].as<float>(), p_->model->config().norm_eps};
+}
+
 TensorView Stage::Logits(const int32_t* rows, int count) {
   Stream& s = *p_->stream;
   const TensorView input = p_->head_input.view().Rows(0, count);
   const TensorView logits = p_->logits.view().Rows(0, count);
   ops::GatherRows(s, input, p_->hidden, rows);
-  const RmsNorm norm{p_->head.weights().vectors[0].as<float>(), p_->model->config().norm_eps};
-  ops::NormMatMul(s, logits, input, norm, p_->head_weight());
+  ops::NormMatMul(s, logits, input, FinalNorm(), p_->head_weight());
   return logits;
 }
 
-void Stage::RunLayers(const Batch& batch, Activations& a, Communicator& comm) {
+void Stage::RunLayers(const PlanBatch& plan, Activations& a, Communicator& comm,
+                      StepResult& result) {
   Stream& s = *p_->stream;
+  const Batch& batch = p_->upload->batch();
   RankState& state = *comm.state();
   if (p_->shard.embedding) {
     ops::Embed(s, a.hidden, batch, p_->embedding.weights().matrices[0],
@@ -274,6 +282,7 @@ void Stage::RunLayers(const Batch& batch, Activations& a, Communicator& comm) {
     const int layer = p_->shard.first_layer + static_cast<int>(i);
     state.Layer(layer);
     const LayerWeights weights = p_->layers->Acquire(s, layer);
+    p_->hidden_states.Read(s, plan, layer, a.hidden, result);
     p_->model->Forward(s, batch, layer, weights, p_->rope.rope(), *p_->caches[i], a);
     p_->layers->Release(s, layer);
     comm.Progress();
@@ -344,6 +353,14 @@ void Stage::ScoreRows(const PlanBatch& batch, StepResult& result) {
                                                      host.size() * sizeof(float));
     }
   }
+}
+
+// The states are nobody's after the head, so they are normed where they lie.
+void Stage::ReadNormed(const PlanBatch& batch, TensorView hidden, StepResult& result) {
+  const int layers = p_->model->config().layers;
+  if (!HiddenStates::Asks(batch, layers)) return;
+  ops::Norm(*p_->stream, hidden, hidden, FinalNorm());
+  p_->hidden_states.Read(*p_->stream, batch, layers, hidden, result);
 }
 
 void Stage::Trace(const PlanBatch& batch, StepResult& result) {

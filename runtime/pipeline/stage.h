@@ -26,9 +26,10 @@ class Stage {
   ~Stage();
 
   // Runs the plan's batches through this rank's layers: hidden states come from the previous rank
-  // and go to the next. The result is this rank's part: tokens and scores on the last rank, traces
-  // and timing where the plan asks for them. Where it is shows in comm.state(); on a device that
-  // works on its own the watchdog ends the process if the step hangs.
+  // and go to the next. The result is this rank's part: tokens and scores on the last rank, hidden
+  // states on the rank of their layer, traces and timing where the plan asks for them. Where it is
+  // shows in comm.state(); on a device that works on its own the watchdog ends the process if the
+  // step hangs.
   absl::StatusOr<pipeline::StepResult> Run(const pipeline::StepPlan& plan, Communicator& comm);
 
   // Whether rank `rank` of `ranks` owes rank 0 a StepResult for this plan.
@@ -45,14 +46,19 @@ class Stage {
   void OpenLane(const pipeline::OpenLane& open);
   absl::StatusOr<pipeline::StepResult> RunBatches(const pipeline::StepPlan& plan,
                                                   Communicator& comm);
-  // Embedding, where it is here, and layers. Enqueues only.
-  void RunLayers(const Batch& batch, Activations& a, Communicator& comm);
+  // Embedding, where it is here, and layers, of the batch in the upload. Enqueues only, but for
+  // hidden states that somebody asks for.
+  void RunLayers(const pipeline::PlanBatch& plan, Activations& a, Communicator& comm,
+                 pipeline::StepResult& result);
   // Logits of sampled rows [first, first + count), and a token of each. Enqueues only.
   TensorView DrawRows(int first, int count);
   // `drawn`: DrawRows has been called for all rows.
   void SampleRows(const pipeline::PlanBatch& batch, bool drawn, pipeline::StepResult& result);
   void ScoreRows(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
+  void ReadNormed(const pipeline::PlanBatch& batch, TensorView hidden,
+                  pipeline::StepResult& result);
   void Trace(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
+  RmsNorm FinalNorm() const;
   TensorView Logits(const int32_t* rows, int count);
 
   std::unique_ptr<Parts> p_;

@@ -149,7 +149,7 @@ bool FakeQueue::Advance(Running& running) {
     return true;
   }
   if (running.made == 0) running.sink->OnStart(usage);
-  if (!request.score.enabled) {
+  if (!request.reads_only()) {
     const char letter = static_cast<char>('a' + running.made % 26);
     TokenDelta delta;
     delta.first_index = running.made;
@@ -169,6 +169,7 @@ bool FakeQueue::Advance(Running& running) {
   if (request.score.enabled) {
     finish.score.emplace().logprobs.assign(request.prompt.size() - 1, -1.5f);
   }
+  if (request.embed.enabled) finish.hidden = {0.25f, -1.0f};
   if (request.response.cache_report) {
     finish.cache = CacheReport{"h2o", "int8", 4096, {{0, 64, 40, 3, 2}}};
   }

@@ -162,6 +162,24 @@ TEST(Score, ReturnsTokensAndTheirLogprobs) {
   EXPECT_EQ(served.queue().last_request().score.decode_tail, 2);
 }
 
+TEST(Embed, ReturnsTheStateAndWhatWasAsked) {
+  ServedQueue served;
+  v1::EmbedRequest request;
+  request.mutable_prompt()->set_text("abc");
+  request.set_layer(1);
+  request.set_pooling(v1::POOLING_MEAN);
+  const absl::StatusOr<v1::EmbedResponse> answer = served.client().Embed(request);
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_THAT(answer->values(), ::testing::ElementsAre(0.25f, -1.0f));
+  EXPECT_EQ(answer->layer(), 1);
+  EXPECT_EQ(answer->pooling(), v1::POOLING_MEAN);
+  EXPECT_EQ(answer->usage().prompt_tokens(), 4);
+  EXPECT_FALSE(answer->has_cache());
+  EXPECT_EQ(served.queue().last_request().embed.layer, 1);
+  request.set_layer(9);
+  EXPECT_EQ(served.client().Embed(request).status().message(), "layer: got 9, must be from 0 to 2");
+}
+
 TEST(Tokenize, ThereAndBack) {
   ServedQueue served;
   v1::TokenizeRequest request;

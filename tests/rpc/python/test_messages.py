@@ -123,6 +123,8 @@ def test_arguments_are_the_fields_of_the_requests():
     assert keyline.GenerateOptions.__optional_keys__ == want
     want = prompt | names('ScoreRequest') - {'prompt'}
     assert keyline.ScoreOptions.__optional_keys__ == want
+    want = prompt | names('EmbedRequest') - {'prompt'}
+    assert keyline.EmbedOptions.__optional_keys__ == want
     assert keyline.PromptOptions.__optional_keys__ == prompt - {'token_ids'}
 
 

@@ -16,6 +16,7 @@ from keyline.answers import (
     CacheReport,
     Delta,
     Draining,
+    Embedding,
     Event,
     Finish,
     FinishReason,
@@ -52,7 +53,14 @@ from keyline.errors import (
     Unavailable,
     Unimplemented,
 )
-from keyline.requests import GenerateOptions, Message, PromptOptions, RequestOptions, ScoreOptions
+from keyline.requests import (
+    EmbedOptions,
+    GenerateOptions,
+    Message,
+    PromptOptions,
+    RequestOptions,
+    ScoreOptions,
+)
 
 __all__ = [
     'H2O',
@@ -69,6 +77,8 @@ __all__ = [
     'Delta',
     'Dense',
     'Draining',
+    'EmbedOptions',
+    'Embedding',
     'Error',
     'Event',
     'FailedPrecondition',

@@ -21,6 +21,7 @@ from keyline.answers import (
     Answer,
     Delta,
     Draining,
+    Embedding,
     Event,
     Finish,
     Load,
@@ -31,7 +32,7 @@ from keyline.answers import (
 )
 from keyline.connection import Connection, ConnectionOptions, Retry, UntilReady
 from keyline.errors import Error, error_from_rpc
-from keyline.requests import GenerateOptions, PromptOptions, ScoreOptions
+from keyline.requests import EmbedOptions, GenerateOptions, PromptOptions, ScoreOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -176,6 +177,16 @@ class Client:
     ) -> Score:
         """The log-probability of every given token under a cache policy: see ScoreOptions."""
         return await self._call(calls.score(prompt, options), timeout)
+
+    async def embed(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Embedding:
+        """Hidden states of the given tokens, pooled to one vector: see EmbedOptions."""
+        return await self._call(calls.embed(prompt, options), timeout)
 
     async def tokenize(
         self,

@@ -118,6 +118,18 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """Hidden states of the given tokens, pooled to one vector."""
+
+    values: list[float] = field(repr=False)  #: hidden_size numbers; their length is not normalised
+    layer: int  #: whose start they are from; the number of layers: after the last norm
+    pooling: Literal['last', 'mean']
+    usage: Usage
+    timings: Timings
+    cache: CacheReport | None  #: if asked for
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """The program that serves."""
 

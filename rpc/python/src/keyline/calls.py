@@ -13,7 +13,7 @@ from keyline import answers
 from keyline.cache import read_policy, write_policy
 from keyline.errors import Unavailable
 from keyline.protocol import Method, fill, method, value_of
-from keyline.requests import GenerateOptions, PromptOptions, ScoreOptions
+from keyline.requests import EmbedOptions, GenerateOptions, PromptOptions, ScoreOptions
 
 T = TypeVar('T')
 
@@ -22,6 +22,7 @@ _CONTROL = 'keyline.v1.Control'
 _GENERATE = method(_INFERENCE, 'Generate')
 _STREAM = method(_INFERENCE, 'GenerateStream')
 _SCORE = method(_INFERENCE, 'Score')
+_EMBED = method(_INFERENCE, 'Embed')
 _TOKENIZE = method(_INFERENCE, 'Tokenize')
 _DETOKENIZE = method(_INFERENCE, 'Detokenize')
 _HEALTH = method('grpc.health.v1.Health', 'Check')
@@ -116,12 +117,18 @@ def _read_delta(message: Any) -> answers.Delta:
     return _read(answers.Delta, message, top_logprobs=top)
 
 
+def _word(message: Any, name: str, prefix: str) -> Any:
+    """An enum's value as a word: FINISH_REASON_STOP is "stop"."""
+    values = message.DESCRIPTOR.fields_by_name[name].enum_type.values_by_number
+    return values[getattr(message, name)].name[len(prefix) :].lower()
+
+
 def _read_finish(message: Any) -> answers.Finish:
     reason = message.DESCRIPTOR.fields_by_name['reason'].enum_type.values_by_number[message.reason]
     return _read(
         answers.Finish,
         message,
-        reason=reason.name[len('FINISH_REASON_') :].lower(),
+        reason=_word(message, 'reason', 'FINISH_REASON_'),
         **_read_accounts(message),
     )
 
@@ -180,6 +187,28 @@ def score(text: str | None, given: ScoreOptions) -> Call[answers.Score]:
         request,
         lambda message: _read(answers.Score, message, **_read_accounts(message)),
     )
+
+
+def _read_embedding(message: Any) -> answers.Embedding:
+    return _read(
+        answers.Embedding,
+        message,
+        pooling=_word(message, 'pooling', 'POOLING_'),
+        **_read_accounts(message),
+    )
+
+
+def embed(text: str | None, given: EmbedOptions) -> Call[answers.Embedding]:
+    options = _options(given, EmbedOptions)
+    request = _EMBED.request()
+    _take_prompt(text, options, request.prompt)
+    write_policy(options.pop('cache', None), request.cache)
+    pooling = options.pop('pooling', None)
+    if pooling not in (None, 'last', 'mean'):
+        raise ValueError(f"pooling: got {pooling!r}, must be 'last' or 'mean'")
+    fill(request, pooling=pooling and {'last': 1, 'mean': 2}[pooling])
+    _take(options, request)
+    return Call(_EMBED, request, _read_embedding)
 
 
 def tokenize(text: str | None, given: PromptOptions) -> Call[list[int]]:

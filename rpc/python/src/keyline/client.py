@@ -15,6 +15,7 @@ from keyline.answers import (
     Answer,
     Delta,
     Draining,
+    Embedding,
     Event,
     Finish,
     Load,
@@ -25,7 +26,7 @@ from keyline.answers import (
 )
 from keyline.connection import Connection, ConnectionOptions, Retry, UntilReady
 from keyline.errors import Error, error_from_rpc
-from keyline.requests import GenerateOptions, PromptOptions, ScoreOptions
+from keyline.requests import EmbedOptions, GenerateOptions, PromptOptions, ScoreOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -171,6 +172,16 @@ class Client:
     ) -> Score:
         """The log-probability of every given token under a cache policy: see ScoreOptions."""
         return self._call(calls.score(prompt, options), timeout)
+
+    def embed(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Embedding:
+        """Hidden states of the given tokens, pooled to one vector: see EmbedOptions."""
+        return self._call(calls.embed(prompt, options), timeout)
 
     def tokenize(
         self,

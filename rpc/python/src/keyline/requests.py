@@ -6,7 +6,7 @@ Whatever is left out, or None, is not sent, and takes the server's default, name
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from keyline.cache import CachePolicy
 
@@ -77,6 +77,14 @@ class GenerateOptions(RequestOptions, total=False):
     logprobs: bool | None
     # Besides, the likeliest tokens at each place, at most 20. Needs `logprobs`. Default: 0.
     top_logprobs: int | None
+
+
+class EmbedOptions(RequestOptions, total=False):
+    # The hidden states at the start of this layer, from 0 (the embedding) to the model's number of
+    # layers (after the last norm). Default: the number of layers.
+    layer: int | None
+    # The last token's state, or the mean over all tokens. Default: 'last'.
+    pooling: Literal['last', 'mean'] | None
 
 
 class ScoreOptions(RequestOptions, total=False):

@@ -121,6 +121,41 @@ TEST(RequestFromProto, ScoreArrives) {
   EXPECT_FALSE(request->response.text);
 }
 
+absl::StatusOr<Request> Embed(const std::string& text) {
+  return RequestFromProto(Parse<v1::EmbedRequest>(text), Rules());
+}
+
+TEST(RequestFromProto, EmbedArrives) {
+  const absl::StatusOr<Request> plain = Embed("prompt { token_ids { ids: [1, 2, 3] } }");
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_TRUE(plain->embed.enabled);
+  EXPECT_EQ(plain->embed.layer, Rules().layers);
+  EXPECT_EQ(plain->embed.pooling, Pooling::kLast);
+  EXPECT_FALSE(plain->response.text);
+  EXPECT_FALSE(plain->cache.has_value());
+  const absl::StatusOr<Request> full = Embed(
+      "request_id: 'e' prompt { text: 'a' } layer: 0 pooling: POOLING_MEAN cache_report: true "
+      "cache { last_recent {} }");
+  ASSERT_TRUE(full.ok()) << full.status();
+  EXPECT_EQ(full->label, "e");
+  EXPECT_EQ(full->embed.layer, 0);
+  EXPECT_EQ(full->embed.pooling, Pooling::kMean);
+  EXPECT_TRUE(full->response.cache_report);
+  EXPECT_EQ(full->cache->policy, "last_recent");
+}
+
+TEST(RequestFromProto, EmbedIsBounded) {
+  const std::string prompt = "prompt { token_ids { ids: 1 } } ";
+  EXPECT_EQ(Embed(prompt + "layer: 3").status().message(), "layer: got 3, must be from 0 to 2");
+  EXPECT_EQ(Embed(prompt + "pooling: POOLING_UNSPECIFIED").status().message(),
+            "pooling: got 0, must be POOLING_LAST or POOLING_MEAN");
+  v1::EmbedRequest unknown = Parse<v1::EmbedRequest>(prompt);
+  unknown.set_pooling(static_cast<v1::Pooling>(7));
+  EXPECT_EQ(RequestFromProto(unknown, Rules()).status().message(),
+            "pooling: got 7, must be POOLING_LAST or POOLING_MEAN");
+  EXPECT_EQ(Embed("layer: 1").status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 struct Wrong {
   std::string request;
   std::string complaint;
