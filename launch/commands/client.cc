@@ -178,8 +178,9 @@ absl::Status ShowStats(Client& client, const CallOptions& call) {
   ASSIGN_OR_RETURN(const v1::GetServerInfoResponse server, client.GetServerInfo(call));
   ASSIGN_OR_RETURN(const v1::GetModelInfoResponse model, client.GetModelInfo(call));
   ASSIGN_OR_RETURN(const v1::GetLoadResponse load, client.GetLoad(call));
-  std::printf("{\"server\":%s,\"model\":%s,\"load\":%s}\n", AsJson(server).c_str(),
-              AsJson(model).c_str(), AsJson(load).c_str());
+  ASSIGN_OR_RETURN(const v1::GetCacheStatsResponse cache, client.GetCacheStats(call));
+  std::printf("{\"server\":%s,\"model\":%s,\"load\":%s,\"cache\":%s}\n", AsJson(server).c_str(),
+              AsJson(model).c_str(), AsJson(load).c_str(), AsJson(cache).c_str());
   return absl::OkStatus();
 }
 
@@ -210,8 +211,9 @@ absl::Status RunClient(const Arguments& args) {
 void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
   CLI::App& sub = *app.add_subcommand("client", "gRPC client of a running server");
   auto args = std::make_shared<Arguments>();
-  sub.add_option("what", args->what, "generate, score, health, stats, placement or drain")
-      ->check(CLI::IsMember({"generate", "score", "health", "stats", "placement", "drain"}))
+  sub.add_option("what", args->what, "generate, score, embed, health, stats, placement or drain")
+      ->check(
+          CLI::IsMember({"generate", "score", "embed", "health", "stats", "placement", "drain"}))
       ->required();
   AddOption(sub, "--server", args->server, "host:port")->capture_default_str();
   AddOption(sub, "--server-ca", args->connection.server_ca_file,

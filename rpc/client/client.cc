@@ -257,6 +257,29 @@ class GrpcClient final : public Client {
   absl::StatusOr<v1::GetLoadResponse> GetLoad(const CallOptions& call) override {
     return Call(*control_, &v1::Control::Stub::GetLoad, v1::GetLoadRequest(), call);
   }
+  absl::StatusOr<v1::GetCacheStatsResponse> GetCacheStats(const CallOptions& call) override {
+    return Call(*control_, &v1::Control::Stub::GetCacheStats, v1::GetCacheStatsRequest(), call);
+  }
+  absl::Status WatchCacheEvents(const v1::WatchCacheEventsRequest& request,
+                                const std::function<bool(const v1::CacheEvent&)>& on_event,
+                                const std::function<void()>& on_watching,
+                                const CallOptions& call) override {
+    grpc::ClientContext context;
+    SetDeadline(call.deadline, context);
+    const auto reader = control_->WatchCacheEvents(&context, request);
+    reader->WaitForInitialMetadata();
+    if (on_watching) on_watching();
+    v1::CacheEvent event;
+    while (reader->Read(&event)) {
+      if (on_event(event)) continue;
+      context.TryCancel();
+      while (reader->Read(&event)) {
+      }
+      (void)reader->Finish();
+      return absl::OkStatus();
+    }
+    return FromGrpc(reader->Finish());
+  }
   absl::StatusOr<v1::DrainResponse> Drain(const CallOptions& call) override {
     return Call(*control_, &v1::Control::Stub::Drain, v1::DrainRequest(), call);
   }

@@ -86,6 +86,13 @@ class Client {
   virtual absl::StatusOr<v1::GetModelInfoResponse> GetModelInfo(const CallOptions& call = {}) = 0;
   virtual absl::StatusOr<v1::GetPlacementResponse> GetPlacement(const CallOptions& call = {}) = 0;
   virtual absl::StatusOr<v1::GetLoadResponse> GetLoad(const CallOptions& call = {}) = 0;
+  virtual absl::StatusOr<v1::GetCacheStatsResponse> GetCacheStats(const CallOptions& call = {}) = 0;
+  // Waits for events until `on_event` returns false (the status is then OK), the deadline or the
+  // server's end. `on_watching` (may be null) is called once nothing is missed any more.
+  virtual absl::Status WatchCacheEvents(const v1::WatchCacheEventsRequest& request,
+                                        const std::function<bool(const v1::CacheEvent&)>& on_event,
+                                        const std::function<void()>& on_watching = nullptr,
+                                        const CallOptions& call = {}) = 0;
   virtual absl::StatusOr<v1::DrainResponse> Drain(const CallOptions& call = {}) = 0;
 
   // OK once the server takes requests; DEADLINE_EXCEEDED, with the last reason, if it does not by

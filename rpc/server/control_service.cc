@@ -2,9 +2,11 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "rpc/wire/cache_policy_proto.h"
 #include "rpc/wire/reply_to_proto.h"
+#include "rpc/wire/status_to_grpc.h"
 
 namespace keyline {
 namespace {
@@ -15,9 +17,29 @@ grpc::ServerUnaryReactor* Ok(grpc::CallbackServerContext* context) {
   return reactor;
 }
 
+constexpr long kMaxWatchers = 16;
+
+// A call that ends at once.
+class EndedStream final : public grpc::ServerWriteReactor<v1::CacheEvent> {
+ public:
+  explicit EndedStream(const absl::Status& status) { Finish(StatusToGrpc(status)); }
+  void OnDone() override { delete this; }
+};
+
+absl::Status CheckWatch(const v1::WatchCacheEventsRequest& request, int layers) {
+  for (int i = 0; i < request.layers_size(); ++i) {
+    if (request.layers(i) >= static_cast<uint32_t>(layers)) {
+      return FieldError(absl::StrCat("layers[", i, "]"),
+                        absl::StrCat("got ", request.layers(i),
+                                     ", must be below the model's number of layers, ", layers));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-ControlService::ControlService(Options options, ServerFacts facts, const RequestQueue& queue,
+ControlService::ControlService(Options options, ServerFacts facts, RequestQueue& queue,
                                const CallGate& gate)
     : options_(std::move(options)),
       facts_(std::move(facts)),
@@ -93,6 +115,31 @@ grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* c
   (void)request;
   *response = LoadToProto(queue_.load());
   return Ok(context);
+}
+
+grpc::ServerUnaryReactor* ControlService::GetCacheStats(grpc::CallbackServerContext* context,
+                                                        const v1::GetCacheStatsRequest* request,
+                                                        v1::GetCacheStatsResponse* response) {
+  (void)request;
+  *response = CacheStatsToProto(queue_.cache_stats());
+  return Ok(context);
+}
+
+grpc::ServerWriteReactor<v1::CacheEvent>* ControlService::WatchCacheEvents(
+    grpc::CallbackServerContext* context, const v1::WatchCacheEventsRequest* request) {
+  (void)context;
+  absl::Status status = CheckWatch(*request, facts_.model.layers);
+  std::shared_ptr<void> place = watchers_;
+  if (place.use_count() > kMaxWatchers + 1) {
+    status.Update(absl::ResourceExhaustedError(
+        absl::StrCat("there are ", kMaxWatchers, " watchers, the most that there may be")));
+  }
+  if (!status.ok()) return new EndedStream(status);
+  auto writer =
+      std::make_shared<CacheEventWriter>(sender_, *request, options_.watcher, std::move(place));
+  writer->Hold();
+  queue_.Watch(writer);
+  return writer.get();
 }
 
 grpc::ServerUnaryReactor* ControlService::Drain(grpc::CallbackServerContext* context,

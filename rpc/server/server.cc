@@ -71,7 +71,8 @@ class GrpcServer final : public Server {
         control_({.has_tokenizer = tokenizer != nullptr,
                   .max_request_bytes = kMaxMessageBytes,
                   .max_text_bytes = options.max_text_bytes,
-                  .drain = [this] { DrainOnRequest(); }},
+                  .drain = [this] { DrainOnRequest(); },
+                  .watcher = {}},
                  facts, queue, gate_) {}
 
   ~GrpcServer() override {

@@ -15,38 +15,6 @@ constexpr size_t kMaxPendingBytes = 4 << 20;
 
 }  // namespace
 
-SendThread::~SendThread() {
-  {
-    std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  wake_.notify_all();
-  thread_.join();
-}
-
-void SendThread::Schedule(std::shared_ptr<TokenWriter> writer) {
-  {
-    std::lock_guard lock(mutex_);
-    scheduled_.push_back(std::move(writer));
-    if (scheduled_.size() > 1) return;  // it has been woken
-  }
-  wake_.notify_one();
-}
-
-void SendThread::Run() {
-  std::vector<std::shared_ptr<TokenWriter>> writers;
-  while (true) {
-    {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return stop_ || !scheduled_.empty(); });
-      if (stop_) return;
-      writers.swap(scheduled_);
-    }
-    for (const std::shared_ptr<TokenWriter>& writer : writers) writer->SendNext();
-    writers.clear();
-  }
-}
-
 void TokenWriter::Prepare(const Request& request) {
   prompt_info_.set_prompt_tokens(static_cast<uint32_t>(request.prompt.size()));
   prompt_info_.set_seed(request.sampling.seed);

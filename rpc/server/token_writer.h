@@ -7,41 +7,18 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
-#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <thread>
-#include <vector>
 
 #include "keyline/v1/inference.pb.h"
 #include "rpc/server/engine_call.h"
+#include "rpc/server/send_thread.h"
 
 namespace keyline {
 
-class TokenWriter;
-
-// Hands what writers have pending to gRPC, so that the engine's thread need not: a write takes gRPC
-// some 20 us, an engine with many lanes makes that many tokens a step. One for all writers of a
-// server; outlives them.
-class SendThread {
- public:
-  SendThread() : thread_([this] { Run(); }) {}
-  ~SendThread();
-  // Any thread; does not wait.
-  void Schedule(std::shared_ptr<TokenWriter> writer);
-
- private:
-  void Run();
-
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::vector<std::shared_ptr<TokenWriter>> scheduled_;
-  bool stop_ = false;
-  std::thread thread_;
-};
-
 class TokenWriter final : public EngineCall,
+                          public Sending,
                           public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                           public std::enable_shared_from_this<TokenWriter> {
  public:
@@ -61,8 +38,7 @@ class TokenWriter final : public EngineCall,
   void OnCancel() override;
   void OnDone() override { Release(); }
 
-  // Gives gRPC what is next, unless something is on its way. Not on the engine's thread.
-  void SendNext();
+  void SendNext() override;
 
  private:
   // What SendNext will give to gRPC.

@@ -80,6 +80,52 @@ v1::ScoreResponse ScoreToProto(const std::vector<int32_t>& tokens, const Finish&
   return to;
 }
 
+v1::EmbedResponse EmbedToProto(const EmbedOptions& asked, const Finish& finish) {
+  v1::EmbedResponse to;
+  to.mutable_values()->Add(finish.hidden.begin(), finish.hidden.end());
+  to.set_layer(asked.layer);
+  to.set_pooling(asked.pooling == Pooling::kMean ? v1::POOLING_MEAN : v1::POOLING_LAST);
+  *to.mutable_usage() = UsageToProto(finish.usage);
+  *to.mutable_timings() = TimingsToProto(finish.timings);
+  if (finish.cache) *to.mutable_cache() = CacheReportToProto(*finish.cache);
+  return to;
+}
+
+v1::CacheEvent CacheEventToProto(const CacheEvent& event, const std::set<int>& layers) {
+  v1::CacheEvent to;
+  to.set_request(event.request);
+  to.set_request_id(event.label);
+  to.set_first_position(event.first_position);
+  to.set_tokens(event.tokens);
+  for (size_t l = 0; l < event.layers.size(); ++l) {
+    if (!layers.empty() && layers.count(static_cast<int>(l)) == 0) continue;
+    v1::LayerCacheEvent* layer = to.add_layers();
+    layer->set_layer(l);
+    for (const HeadCacheEvent& head : event.layers[l]) {
+      v1::HeadCacheEvent* row = layer->add_heads();
+      row->mutable_slots()->Add(head.slots.begin(), head.slots.end());
+      row->mutable_moved_from()->Add(head.moved_from.begin(), head.moved_from.end());
+      row->mutable_moved_to()->Add(head.moved_to.begin(), head.moved_to.end());
+      row->mutable_evicted()->Add(head.evicted.begin(), head.evicted.end());
+    }
+  }
+  return to;
+}
+
+v1::GetCacheStatsResponse CacheStatsToProto(const std::vector<LayerCacheStats>& stats) {
+  v1::GetCacheStatsResponse to;
+  for (const LayerCacheStats& layer : stats) {
+    v1::LayerCacheStats* row = to.add_layers();
+    row->set_layer(layer.layer);
+    row->set_rank(layer.rank);
+    row->set_capacity(layer.capacity);
+    row->set_slots_used(layer.slots_used);
+    row->set_evicted(layer.evicted);
+    row->set_bytes(layer.bytes);
+  }
+  return to;
+}
+
 v1::GetLoadResponse LoadToProto(const EngineLoad& load) {
   v1::GetLoadResponse to;
   to.set_lanes(load.lanes);

@@ -25,10 +25,20 @@ struct ChunkPlacement {
   // head g.
   std::vector<SlotMove> moves;
   std::vector<std::vector<int32_t>> slots;
+  // Positions that the cache lost, [kv head], ascending.
+  std::vector<std::vector<int32_t>> evicted;
 };
 
-// Appends what a pass has placed, chunk after chunk. Waits for the stream.
-void ReadPlacement(Stream& s, const Placement& placement, const Batch& batch, int kv_heads,
+// Position in each slot of a lane, -1 = empty: [kv head][slot].
+using SlotPositionsOfLane = std::vector<std::vector<int32_t>>;
+
+// The chunks of a batch. Waits for the stream.
+std::vector<Chunk> ReadChunks(Stream& s, const Batch& batch);
+
+// Appends what a pass has placed, chunk after chunk. before[i]: the lane of chunk i before the
+// pass. Waits for the stream.
+void ReadPlacement(Stream& s, const Placement& placement, const Batch& batch,
+                   const std::vector<SlotPositionsOfLane>& before, int kv_heads,
                    std::vector<ChunkPlacement>& out);
 
 }  // namespace keyline

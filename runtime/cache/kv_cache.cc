@@ -246,6 +246,11 @@ void KvCache::Attend(Stream& s, const Batch& batch, TensorView qkv, const Attent
   float* mass = state.needs.scores ? state.workspace->mass.view().as<float>() : nullptr;
   const int policies = static_cast<int>(state.policies.size());
 
+  std::vector<SlotPositionsOfLane> before;
+  if (state.record) {
+    for (const Chunk& chunk : ReadChunks(s, batch)) before.push_back(SlotPositions(s, chunk.lane));
+  }
+
   const bool done =
       batch.max_chunk_tokens == 1 &&
       ops::AttendDecode(s, out, qkv, batch, kv, table, placement, spec, state.policy_rules);
@@ -257,7 +262,9 @@ void KvCache::Attend(Stream& s, const Batch& batch, TensorView qkv, const Attent
     for (int i = 0; i < policies; ++i) state.policies[i]->Score(s, table, mass, batch, i);
     ops::AdvanceLanes(s, table, batch);
   }
-  if (state.record) ReadPlacement(s, placement, batch, state.shape.kv_heads, state.placements);
+  if (state.record) {
+    ReadPlacement(s, placement, batch, before, state.shape.kv_heads, state.placements);
+  }
 }
 
 std::vector<std::vector<int32_t>> KvCache::SlotPositions(Stream& s, int lane) const {

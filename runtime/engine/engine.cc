@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
+#include "runtime/engine/cache_ledger.h"
 #include "runtime/engine/request_check.h"
 #include "runtime/engine/scheduler.h"
 #include "runtime/pipeline/coordinator.h"
@@ -27,7 +28,8 @@ class Engine::Loop {
         options_(options),
         scheduler_({.lanes = coordinator.spec().cache.lanes,
                     .max_pass_tokens = coordinator.spec().max_pass_tokens,
-                    .groups = coordinator.spec().pipeline_depth}) {
+                    .groups = coordinator.spec().pipeline_depth}),
+        ledger_(coordinator.model().config().layers) {
     load_.lanes = coordinator.spec().cache.lanes;
   }
 
@@ -35,6 +37,8 @@ class Engine::Loop {
   void Cancel(RequestId id);
   void Drain(absl::Duration patience);
   EngineLoad load() const;
+  void Watch(std::weak_ptr<CacheWatcher> watcher);
+  std::vector<LayerCacheStats> cache_stats() const;
   absl::Status Run();
   absl::Duration drain_limit() const { return options_.drain_limit; }
 
@@ -52,6 +56,8 @@ class Engine::Loop {
   absl::Status CollectStep();
   void Complete(const std::shared_ptr<Sequence>& sequence);
   void UpdateLoad();
+  bool SomebodyWatches();
+  void TellWatchers(const pipeline::PlacedChunk& placed, const Sequence& sequence);
   bool DrainIsOver() const;
 
   Coordinator& coordinator_;
@@ -59,6 +65,7 @@ class Engine::Loop {
   const EngineOptions options_;
   Scheduler scheduler_;         // engine thread only
   std::deque<Flight> flights_;  // engine thread only, oldest first
+  CacheLedger ledger_;
 
   mutable std::mutex mutex_;
   std::condition_variable events_;
@@ -70,6 +77,7 @@ class Engine::Loop {
   absl::Time drain_deadline_ = absl::InfiniteFuture();
   RequestId next_id_ = 1;
   EngineLoad load_;
+  std::vector<std::weak_ptr<CacheWatcher>> watchers_;
 };
 
 absl::StatusOr<RequestId> Engine::Loop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
@@ -129,6 +137,48 @@ EngineLoad Engine::Loop::load() const {
   return load;
 }
 
+void Engine::Loop::Watch(std::weak_ptr<CacheWatcher> watcher) {
+  std::lock_guard lock(mutex_);
+  watchers_.push_back(std::move(watcher));
+}
+
+std::vector<LayerCacheStats> Engine::Loop::cache_stats() const {
+  std::vector<LayerCacheStats> stats = EmptyCacheStats(coordinator_.spec(), coordinator_.model());
+  ledger_.AddTo(stats);
+  return stats;
+}
+
+bool Engine::Loop::SomebodyWatches() {
+  std::lock_guard lock(mutex_);
+  std::erase_if(watchers_, [](const auto& watcher) { return watcher.expired(); });
+  return !watchers_.empty();
+}
+
+void Engine::Loop::TellWatchers(const pipeline::PlacedChunk& placed, const Sequence& sequence) {
+  auto event = std::make_shared<CacheEvent>();
+  event->request = sequence.id();
+  event->label = sequence.request().label;
+  event->first_position = placed.first_position();
+  event->tokens = placed.tokens();
+  for (const pipeline::LayerPlacement& layer : placed.layers()) {
+    std::vector<HeadCacheEvent>& heads = event->layers.emplace_back();
+    for (const pipeline::HeadPlacement& head : layer.heads()) {
+      heads.push_back({.slots = {head.slots().begin(), head.slots().end()},
+                       .moved_from = {head.moved_from().begin(), head.moved_from().end()},
+                       .moved_to = {head.moved_to().begin(), head.moved_to().end()},
+                       .evicted = {head.evicted().begin(), head.evicted().end()}});
+    }
+  }
+  std::vector<std::weak_ptr<CacheWatcher>> watchers;
+  {
+    std::lock_guard lock(mutex_);
+    watchers = watchers_;
+  }
+  for (const auto& watcher : watchers) {
+    if (const auto held = watcher.lock()) held->OnCacheEvent(event);
+  }
+}
+
 void Engine::Loop::TakeEvents() {
   std::deque<std::shared_ptr<Sequence>> incoming;
   std::vector<RequestId> cancels;
@@ -144,6 +194,7 @@ void Engine::Loop::TakeEvents() {
 void Engine::Loop::End(RequestId id, const absl::Status& status) {
   std::shared_ptr<Sequence> sequence = scheduler_.Remove(id);
   if (sequence == nullptr) return;
+  ledger_.Close(id);
   {
     std::lock_guard lock(mutex_);
     queued_.erase(id);
@@ -188,6 +239,14 @@ absl::Status Engine::Loop::LaunchStep(ScheduledStep step,
   UpdateLoad();
   for (const auto& sequence : started) sequence->MarkStarted(now);
   step.plan.set_want_timing(options_.on_timing != nullptr);
+  step.plan.set_want_placements(SomebodyWatches());
+  for (const pipeline::PlanBatch& batch : step.plan.batches()) {
+    for (const pipeline::PlanChunk& chunk : batch.chunks()) {
+      const Sequence& sequence = *step.by_lane.at(chunk.lane());
+      ledger_.Advance(sequence.id(), *sequence.request().cache, chunk.first_position(),
+                      chunk.token_ids_size());
+    }
+  }
   flights_.push_back({std::move(step.by_lane)});
   return coordinator_.Launch(std::move(step.plan));
 }
@@ -198,6 +257,7 @@ void Engine::Loop::Complete(const std::shared_ptr<Sequence>& sequence) {
     report = ReportCache(*sequence, coordinator_.spec(), coordinator_.model());
   }
   scheduler_.Remove(sequence->id());
+  ledger_.Close(sequence->id());
   {
     std::lock_guard lock(mutex_);
     ++(sequence->error().ok() ? load_.requests_finished : load_.requests_failed);
@@ -218,6 +278,9 @@ absl::Status Engine::Loop::CollectStep() {
   };
   for (const pipeline::ChunkTraceResult& trace : result.merged.traces()) {
     if (auto sequence = sequence_of(trace.lane())) sequence->OnTrace(trace);
+  }
+  for (const pipeline::PlacedChunk& placed : result.merged.placements()) {
+    if (auto sequence = sequence_of(placed.lane())) TellWatchers(placed, *sequence);
   }
   const absl::Time now = absl::Now();
   int sampled_tokens = 0;
@@ -304,5 +367,7 @@ absl::Status Engine::Run() { return loop_->Run(); }
 void Engine::Drain() { loop_->Drain(loop_->drain_limit()); }
 void Engine::Stop() { loop_->Drain(absl::ZeroDuration()); }
 EngineLoad Engine::load() const { return loop_->load(); }
+void Engine::Watch(std::weak_ptr<CacheWatcher> watcher) { loop_->Watch(std::move(watcher)); }
+std::vector<LayerCacheStats> Engine::cache_stats() const { return loop_->cache_stats(); }
 
 }  // namespace keyline

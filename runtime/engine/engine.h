@@ -1,8 +1,8 @@
 // Engine: the one thread that turns requests into steps and results into tokens.
 //
-// Submit, Cancel, Drain and load come from any thread; Run is called once, on rank 0's own thread,
-// and drives the pipeline (runtime/pipeline/coordinator.h) until Stop or until a drain is complete.
-// Cancels, deadlines and stops are decided here alone and travel in the next plan.
+// What RequestQueue declares may be called from any thread; Run is called once, on rank 0's own
+// thread, and drives the pipeline (runtime/pipeline/coordinator.h) until Stop or until a drain is
+// complete. Cancels, deadlines and stops are decided here alone and travel in the next plan.
 #pragma once
 
 #include <functional>
@@ -39,6 +39,8 @@ class Engine : public RequestQueue {
   void Cancel(RequestId id) override;
   void Drain() override;
   EngineLoad load() const override;
+  void Watch(std::weak_ptr<CacheWatcher> watcher) override;
+  std::vector<LayerCacheStats> cache_stats() const override;
 
   // Serves until Stop or a drain's end, then ends the workers (options). An error of the pipeline
   // ends all requests with UNAVAILABLE and is returned.

@@ -127,6 +127,22 @@ std::vector<int> ChunksOf(const Request& request, const PipelineSpec& spec) {
   return chunks;
 }
 
+std::vector<LayerCacheStats> EmptyCacheStats(const PipelineSpec& spec, const DecoderModel& model) {
+  std::vector<LayerCacheStats> stats;
+  for (size_t rank = 0; rank < spec.shards.size(); ++rank) {
+    const ShardRange& shard = spec.shards[rank];
+    for (int l = shard.first_layer; l < shard.first_layer + shard.layers; ++l) {
+      const auto bytes = KvCache::BytesFor(spec.cache, CacheShape(model, spec, l));
+      CHECK(bytes.ok()) << bytes.status();  // the caches exist
+      stats.push_back({.layer = l,
+                       .rank = static_cast<int>(rank),
+                       .capacity = int64_t{spec.cache.lanes} * spec.cache_lengths[l],
+                       .bytes = static_cast<int64_t>(bytes->per_lane) * spec.cache.lanes});
+    }
+  }
+  return stats;
+}
+
 CacheReport ReportCache(const Sequence& sequence, const PipelineSpec& spec,
                         const DecoderModel& model) {
   const LanePolicy& policy = *sequence.request().cache;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "runtime/engine/cache_events.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/sequence.h"
 #include "runtime/pipeline/pipeline_spec.h"
@@ -20,5 +21,8 @@ std::vector<int> ChunksOf(const Request& request, const PipelineSpec& spec);
 
 CacheReport ReportCache(const Sequence& sequence, const PipelineSpec& spec,
                         const DecoderModel& model);
+
+// One a layer, with nothing in use yet.
+std::vector<LayerCacheStats> EmptyCacheStats(const PipelineSpec& spec, const DecoderModel& model);
 
 }  // namespace keyline

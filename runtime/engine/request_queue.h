@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/engine/cache_events.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/token_sink.h"
 
@@ -40,6 +42,12 @@ class RequestQueue {
   // No new work; running and queued requests finish, up to the drain limit.
   virtual void Drain() = 0;
   virtual EngineLoad load() const = 0;
+
+  // The watcher hears of every chunk that is launched from now on, until it is gone. While anybody
+  // watches, steps take longer: each rank reads its decisions back.
+  virtual void Watch(std::weak_ptr<CacheWatcher> watcher) = 0;
+  // One a layer.
+  virtual std::vector<LayerCacheStats> cache_stats() const = 0;
 };
 
 }  // namespace keyline

@@ -12,6 +12,19 @@
 namespace keyline {
 namespace {
 
+// Every rank reports the same chunks in the same order, each with its own layers; ranks come in
+// order, so layers end up ascending.
+template <class Chunks>
+void MergeLayers(Chunks* from, Chunks* to) {
+  if (to->empty()) {
+    to->Swap(from);
+    return;
+  }
+  for (int i = 0; i < from->size(); ++i) {
+    to->Mutable(i)->mutable_layers()->MergeFrom(from->Get(i).layers());
+  }
+}
+
 void Merge(pipeline::StepResult&& part, Coordinator::Result& result) {
   pipeline::StepResult& merged = result.merged;
   if (part.has_timing()) result.timings.push_back(part.timing());
@@ -20,15 +33,8 @@ void Merge(pipeline::StepResult&& part, Coordinator::Result& result) {
     *merged.add_scores() = std::move(scored);
   }
   merged.mutable_hidden()->MergeFrom(part.hidden());
-  // Every rank reports the same chunks in the same order, each with its own layers; ranks come in
-  // order, so layers end up ascending.
-  for (int i = 0; i < part.traces_size(); ++i) {
-    if (i == merged.traces_size()) {
-      *merged.add_traces() = part.traces(i);
-    } else {
-      merged.mutable_traces(i)->mutable_layers()->MergeFrom(part.traces(i).layers());
-    }
-  }
+  MergeLayers(part.mutable_traces(), merged.mutable_traces());
+  MergeLayers(part.mutable_placements(), merged.mutable_placements());
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "runtime/model/rope_table.h"
 #include "runtime/pipeline/batch_upload.h"
 #include "runtime/pipeline/hidden_states.h"
+#include "runtime/pipeline/placed_chunks.h"
 #include "runtime/pipeline/step_limit.h"
 #include "runtime/sampling/sampler.h"
 #include "runtime/weights/resident_store.h"
@@ -139,7 +140,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
 
 bool Stage::Answers(const StepPlan& plan, int rank, int ranks) {
   if (plan.stop()) return false;
-  if (rank == ranks - 1 || plan.want_timing()) return true;
+  if (rank == ranks - 1 || plan.want_timing() || plan.want_placements()) return true;
   for (const PlanBatch& batch : plan.batches()) {
     for (const PlanChunk& chunk : batch.chunks()) {
       if (chunk.trace() || chunk.hidden_ends()) return true;
@@ -206,12 +207,14 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
   const int64_t begin_ns = absl::GetCurrentTimeNanos();
   int64_t wait_ns = 0;
   for (const pipeline::OpenLane& open : plan.open()) OpenLane(open);
+  for (const auto& cache : p_->caches) cache->RecordPlacements(plan.want_placements());
   for (const PlanBatch& plan_batch : plan.batches()) {
     p_->upload->Set(s, plan_batch);
     const Batch& batch = p_->upload->batch();
-    // One token of each chunk: the same operations on the same memory at every step, so that a
-    // device can record them.
-    const bool decode = batch.max_chunk_tokens == 1 && !HiddenStates::Asks(plan_batch);
+    // One token of each chunk and nobody who reads in between: the same operations on the same
+    // memory at every step, so that a device can record them.
+    const bool decode =
+        batch.max_chunk_tokens == 1 && !HiddenStates::Asks(plan_batch) && !plan.want_placements();
     const bool drawn = decode && p_->shard.head && p_->upload->sampled().count > 0 &&
                        p_->upload->sampled().count <= kLogitRows;
     Activations a{.hidden = p_->hidden.view().Rows(0, batch.tokens),
@@ -245,6 +248,7 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
     }
     state.Doing("report what is kept");
     Trace(plan_batch, result);
+    if (plan.want_placements()) AddPlacements(p_->caches, p_->shard.first_layer, result);
   }
   if (plan.want_timing()) {
     pipeline::StageTiming& timing = *result.mutable_timing();

@@ -135,6 +135,35 @@ std::optional<absl::Status> FakeQueue::TakeCancel(const Running& running) {
   return absl::CancelledError("cancelled");
 }
 
+void FakeQueue::Watch(std::weak_ptr<CacheWatcher> watcher) {
+  std::lock_guard lock(mutex_);
+  watchers_.push_back(std::move(watcher));
+}
+
+std::vector<LayerCacheStats> FakeQueue::cache_stats() const {
+  return {{.layer = 0, .rank = 0, .capacity = 64, .slots_used = 3, .evicted = 7, .bytes = 100},
+          {.layer = 1, .rank = 1, .capacity = 32, .slots_used = 2, .evicted = 8, .bytes = 50}};
+}
+
+void FakeQueue::TellWatchers(const Running& running) {
+  std::vector<std::weak_ptr<CacheWatcher>> watchers;
+  {
+    std::lock_guard lock(mutex_);
+    watchers = watchers_;
+  }
+  auto event = std::make_shared<CacheEvent>();
+  event->request = running.id;
+  event->label = running.request.label;
+  event->first_position = running.made;
+  event->tokens = 1;
+  HeadCacheEvent head{.slots = {running.made}, .moved_from = {5}, .moved_to = {6}, .evicted = {}};
+  if (running.made >= 64) head.evicted = {running.made - 64};
+  event->layers = {{head, head}, {head, head}};
+  for (const auto& watcher : watchers) {
+    if (const auto held = watcher.lock()) held->OnCacheEvent(event);
+  }
+}
+
 void FakeQueue::CountEnd(const std::string& kind) {
   std::lock_guard lock(mutex_);
   ++ends_[kind];
@@ -160,6 +189,7 @@ bool FakeQueue::Advance(Running& running) {
       delta.top_logprobs.push_back({{letter, -0.5f}, {'z', -2.0f}});
     }
     running.sink->OnTokens(delta);
+    TellWatchers(running);
     usage.new_tokens = ++running.made;
     if (running.made < request.stop.max_new_tokens) return false;
   }
@@ -171,7 +201,7 @@ bool FakeQueue::Advance(Running& running) {
   }
   if (request.embed.enabled) finish.hidden = {0.25f, -1.0f};
   if (request.response.cache_report) {
-    finish.cache = CacheReport{"h2o", "int8", 4096, {{0, 64, 40, 3, 2}}};
+    finish.cache = CacheReport{"h2o", "int8", 16, 4096, {{0, 64, 40, 3, 2}}};
   }
   CountEnd("finish");
   running.sink->OnFinish(finish);

@@ -34,6 +34,10 @@ class FakeQueue : public RequestQueue {
   void Cancel(RequestId id) override;
   void Drain() override;
   EngineLoad load() const override;
+  // Each running request tells one event a step: its token went to the slot of its number, and
+  // the one 64 before it was dropped.
+  void Watch(std::weak_ptr<CacheWatcher> watcher) override;
+  std::vector<LayerCacheStats> cache_stats() const override;
   // Ends all requests with UNAVAILABLE, as an engine does that has lost its pipeline.
   void Stop();
 
@@ -61,6 +65,7 @@ class FakeQueue : public RequestQueue {
   // True when the request is at its end.
   bool Advance(Running& running);
   std::optional<absl::Status> TakeCancel(const Running& running);
+  void TellWatchers(const Running& running);
   void CountEnd(const std::string& kind);
 
   const Options options_;
@@ -72,6 +77,7 @@ class FakeQueue : public RequestQueue {
   Request last_request_;
   EngineLoad load_;
   std::map<std::string, int> ends_;
+  std::vector<std::weak_ptr<CacheWatcher>> watchers_;
   absl::Duration slowest_cancel_;
   absl::Duration slowest_step_;
   bool stop_ = false;

@@ -63,6 +63,20 @@ class BlockingClient:
     def stream(self, *arguments, **options):
         return BlockingStream(self, self._make(self._client.stream, *arguments, **options))
 
+    def watch_cache(self, **options):
+        events = self.run(self._client.watch_cache(**options))
+
+        def read():
+            try:
+                while True:
+                    yield self.run(events.__anext__())
+            except StopAsyncIteration:
+                return
+            finally:
+                self.run(events.aclose())
+
+        return read()
+
     def close(self):
         self.run(self._client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -216,6 +216,62 @@ def test_a_smaller_cache_changes_scores(client):
     assert small.logprobs[-16:] != pytest.approx(whole.logprobs[-16:], abs=1e-3)
 
 
+def test_hidden_states(client):
+    size = client.model_info().hidden_size
+    seen = []
+    for layer in (0, 2, 3, None):
+        for pooling in ('last', 'mean'):
+            answer = client.embed(token_ids=PROMPT, layer=layer, pooling=pooling)
+            assert len(answer.values) == size
+            assert (answer.layer, answer.pooling) == (3 if layer is None else layer, pooling)
+            assert answer.usage == keyline.Usage(prompt_tokens=4, new_tokens=0)
+            seen.append(answer.values)
+    assert seen[4:6] == seen[6:8]
+    assert len({tuple(values) for values in seen[:6]}) == 6
+    # One token: the mean is the last.
+    alone = [client.embed(token_ids=[7], pooling=pooling).values for pooling in ('last', 'mean')]
+    assert alone[0] == alone[1]
+    report = client.embed(token_ids=LONG_PROMPT, cache=SLIDING, cache_report=True).cache
+    assert report.layers[0].evicted == len(LONG_PROMPT) - 64
+
+
+def test_hidden_states_are_refused_by_field(client):
+    with pytest.raises(keyline.InvalidArgument, match='^layer: got 4, must be from 0 to 3'):
+        client.embed(token_ids=PROMPT, layer=4)
+    with pytest.raises(ValueError, match='pooling'):
+        client.embed(token_ids=PROMPT, pooling='max')
+
+
+def test_watching_the_caches(client, connect, address):
+    before = client.cache_stats()
+    assert [layer.layer for layer in before] == [0, 1, 2]
+    assert all(layer.capacity == 2 * 128 and layer.bytes > 0 for layer in before)
+    watcher = connect(address)
+    events = watcher.watch_cache(request_id='watched', layers=[1])
+    with ThreadPoolExecutor(1) as pool:
+        heard = pool.submit(lambda: [next(events) for _ in range(4)])
+        generate(client)
+        client.score(token_ids=LONG_PROMPT[:112], cache=SLIDING, request_id='watched')
+        chunks = heard.result(30)
+    # The cache is filled, then chunks of 16 drop the oldest tokens but the sinks.
+    assert [(event.first_position, event.tokens) for event in chunks] == [
+        (0, 64),
+        (64, 16),
+        (80, 16),
+        (96, 16),
+    ]
+    events.close()
+    for event in chunks:
+        assert (event.request_id, event.lost, list(event.layers)) == ('watched', 0, [1])
+        for head in event.layers[1]:
+            first = 4 + event.first_position - 64
+            assert len(head.slots) == event.tokens
+            assert head.evicted == (list(range(first, first + 16)) if first >= 4 else [])
+    assert wait_idle(client).running == 0
+    assert client.cache_stats()[0].evicted >= before[0].evicted + 48
+    assert client.cache_stats()[0].slots_used == 0
+
+
 def test_text_needs_a_tokenizer(client):
     with pytest.raises(keyline.Error, match='tokenizer'):
         client.tokenize('text')

@@ -9,7 +9,7 @@ async with keyline.aio.Client('127.0.0.1:50051') as client:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
@@ -19,11 +19,13 @@ import grpc.aio
 from keyline import calls
 from keyline.answers import (
     Answer,
+    CacheEvent,
     Delta,
     Draining,
     Embedding,
     Event,
     Finish,
+    LayerCacheStats,
     Load,
     ModelInfo,
     Score,
@@ -220,6 +222,42 @@ class Client:
 
     async def load(self, *, timeout: float | None = None) -> Load:
         return await self._call(calls.LOAD, timeout)
+
+    async def cache_stats(self, *, timeout: float | None = None) -> list[LayerCacheStats]:
+        """How full the caches are, and what they have dropped, layer by layer."""
+        return await self._call(calls.CACHE_STATS, timeout)
+
+    async def watch_cache(
+        self,
+        *,
+        request_id: str | None = None,
+        layers: Sequence[int] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[CacheEvent, None]:
+        """What the caches of running requests do, chunk by chunk; of one request or all.
+
+        Returns once the server watches. While anybody watches, all requests run slower; who reads
+        too slowly loses events (`CacheEvent.lost`). Closing the generator ends the watch.
+        """
+        call = calls.watch(request_id, layers)
+        start = self._channel.unary_stream(
+            call.method.path,
+            request_serializer=call.method.request.SerializeToString,
+            response_deserializer=call.method.response.FromString,
+        )
+        responses = start(call.request, timeout=timeout)
+        await responses.initial_metadata()
+
+        async def events() -> AsyncGenerator[CacheEvent, None]:
+            try:
+                async for message in responses:
+                    yield call.read(message)
+            except grpc.RpcError as error:
+                raise error_from_rpc(error) from None
+            finally:
+                responses.cancel()
+
+        return events()
 
     async def drain(self, *, timeout: float | None = None) -> Draining:
         """Ends the server in good order: running requests finish, new ones are Unavailable."""

@@ -201,6 +201,40 @@ class Load:
 
 
 @dataclass(frozen=True)
+class LayerCacheStats:
+    """The caches of one layer, all lanes; slots and evictions per KV head."""
+
+    layer: int
+    rank: int
+    capacity: int  #: slots of all lanes
+    slots_used: int  #: by requests that run
+    evicted: int  #: tokens dropped since the start
+    bytes: int  #: of all lanes, used or not
+
+
+@dataclass(frozen=True)
+class HeadCacheEvent:
+    """What a chunk did to one KV head: first all moves at once, then the writes."""
+
+    slots: list[int]  #: slots[i] took the token at first_position + i
+    moved_from: list[int]  #: the token in slot moved_from[i] went to slot moved_to[i]
+    moved_to: list[int]
+    evicted: list[int]  #: positions of the tokens that were dropped, ascending
+
+
+@dataclass(frozen=True)
+class CacheEvent:
+    """What one chunk of a request (or a piece of its first chunk) did to its caches."""
+
+    lost: int  #: events that were lost right before this one, because they were read too slowly
+    request: int  #: the engine's number of it
+    request_id: str
+    first_position: int
+    tokens: int
+    layers: dict[int, list[HeadCacheEvent]]  #: by layer, one a KV head
+
+
+@dataclass(frozen=True)
 class Draining:
     """What a server that drains has still to finish."""
 

@@ -26,6 +26,7 @@ _EMBED = method(_INFERENCE, 'Embed')
 _TOKENIZE = method(_INFERENCE, 'Tokenize')
 _DETOKENIZE = method(_INFERENCE, 'Detokenize')
 _HEALTH = method('grpc.health.v1.Health', 'Check')
+_WATCH = method(_CONTROL, 'WatchCacheEvents')
 _SERVING = 1
 
 
@@ -124,7 +125,6 @@ def _word(message: Any, name: str, prefix: str) -> Any:
 
 
 def _read_finish(message: Any) -> answers.Finish:
-    reason = message.DESCRIPTOR.fields_by_name['reason'].enum_type.values_by_number[message.reason]
     return _read(
         answers.Finish,
         message,
@@ -223,6 +223,20 @@ def detokenize(token_ids: Sequence[int], keep_special: bool | None) -> Call[str]
     return Call(_DETOKENIZE, request, lambda message: str(message.text))
 
 
+def _read_cache_event(message: Any) -> answers.CacheEvent:
+    layers = {
+        layer.layer: [_read(answers.HeadCacheEvent, head) for head in layer.heads]
+        for layer in message.layers
+    }
+    return _read(answers.CacheEvent, message, layers=layers)
+
+
+def watch(request_id: str | None, layers: Sequence[int] | None) -> Call[answers.CacheEvent]:
+    request = _WATCH.request()
+    fill(request, request_id=request_id, layers=layers)
+    return Call(_WATCH, request, _read_cache_event)
+
+
 def _control(name: str, read: Callable[[Any], T]) -> Call[T]:
     found = method(_CONTROL, name)
     return Call(found, found.request(), read)
@@ -235,5 +249,9 @@ PLACEMENT = _control(
     lambda message: [_read(answers.Stage, stage) for stage in message.stages],
 )
 LOAD = _control('GetLoad', lambda message: _read(answers.Load, message))
+CACHE_STATS = _control(
+    'GetCacheStats',
+    lambda message: [_read(answers.LayerCacheStats, layer) for layer in message.layers],
+)
 DRAIN = _control('Drain', lambda message: _read(answers.Draining, message))
 READY = Call(_HEALTH, _HEALTH.request(service=_INFERENCE), _read_ready)

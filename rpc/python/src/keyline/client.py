@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
@@ -13,11 +13,13 @@ import grpc
 from keyline import calls
 from keyline.answers import (
     Answer,
+    CacheEvent,
     Delta,
     Draining,
     Embedding,
     Event,
     Finish,
+    LayerCacheStats,
     Load,
     ModelInfo,
     Score,
@@ -215,6 +217,45 @@ class Client:
 
     def load(self, *, timeout: float | None = None) -> Load:
         return self._call(calls.LOAD, timeout)
+
+    def cache_stats(self, *, timeout: float | None = None) -> list[LayerCacheStats]:
+        """How full the caches are, and what they have dropped, layer by layer."""
+        return self._call(calls.CACHE_STATS, timeout)
+
+    def watch_cache(
+        self,
+        *,
+        request_id: str | None = None,
+        layers: Sequence[int] | None = None,
+        timeout: float | None = None,
+    ) -> Generator[CacheEvent, None, None]:
+        """What the caches of running requests do, chunk by chunk; of one request or all.
+
+        Returns once the server watches. While anybody watches, all requests run slower; who reads
+        too slowly loses events (`CacheEvent.lost`). Closing the generator ends the watch.
+        """
+        call = calls.watch(request_id, layers)
+        start = self._channel.unary_stream(
+            call.method.path,
+            request_serializer=call.method.request.SerializeToString,
+            response_deserializer=call.method.response.FromString,
+        )
+        responses = start(call.request, timeout=timeout)
+        try:
+            responses.initial_metadata()
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from None
+
+        def events() -> Generator[CacheEvent, None, None]:
+            try:
+                for message in responses:
+                    yield call.read(message)
+            except grpc.RpcError as error:
+                raise error_from_rpc(error) from None
+            finally:
+                responses.cancel()
+
+        return events()
 
     def drain(self, *, timeout: float | None = None) -> Draining:
         """Ends the server in good order: running requests finish, new ones are Unavailable."""
