@@ -55,7 +55,7 @@ absl::Status CheckValues(const std::string& path, const LaunchOptions& o) {
     limits.OneOf("cache.enabled", name, CachePolicyNames());
   }
   for (int length : o.kv_cache_length) limits.Within("cache.cache_length", length, 1, 1 << 24);
-  limits.Within("cache.chunk", o.kv.chunk_size, 1, 1 << 20);
+  limits.Within("cache.chunk", o.kv.chunk_size.value_or(1), 1, 1 << 20);
   limits.Within("cache.sinks", o.kv.sinks.value_or(0), 0, 1 << 24);
   limits.Within("cache.grace", o.kv.grace, 0, 1 << 24);
   limits.Within("cache.max_chunk", o.kv.max_chunk, 0, 1 << 20);
@@ -84,6 +84,7 @@ void ApplyCache(const config::Cache& cache, LaunchOptions& o) {
   if (cache.has_max_protected_fraction()) {
     o.kv.max_protected_fraction = cache.max_protected_fraction();
   }
+  if (cache.has_protect_until()) o.kv.protect_until = cache.protect_until();
   o.kv_enabled.assign(cache.enabled().begin(), cache.enabled().end());
 }
 

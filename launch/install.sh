@@ -5,7 +5,7 @@ set -euo pipefail
 packages=(
   build-essential cmake ninja-build ccache pkg-config git ca-certificates
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler
-  libabsl-dev libgoogle-glog-dev nlohmann-json3-dev libpcre2-dev libcli11-dev
+  libabsl-dev libgoogle-glog-dev nlohmann-json3-dev libpcre2-dev libre2-dev libcli11-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   libopenmpi-dev openmpi-bin patchelf
   python3 python3-pip python3-venv

@@ -66,9 +66,11 @@ void AddCacheOptions(CLI::App& app, LaunchOptions& o) {
             "slots per KV head: one number for all layers, or one a layer, separated by commas")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 24));
-  AddOption(app, "--kv-chunk", o.kv.chunk_size, "tokens of a prompt's chunks after the first")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
+  AddOption(
+      app, "--kv-chunk", o.kv.chunk_size,
+      "tokens of a prompt's chunks after the first; default: 512, or the largest that fits the "
+      "policy and the cache length")
+      ->check(CLI::Range(1, 1 << 20));
   AddOption(app, "--kv-sinks", o.kv.sinks, "first slots that are never evicted")
       ->check(CLI::Range(0, 1 << 24));
   AddOption(app, "--kv-grace", o.kv.grace, "slots of the ring of most recent tokens")
@@ -88,6 +90,8 @@ void AddCacheOptions(CLI::App& app, LaunchOptions& o) {
       ->delimiter(',')
       ->check(CLI::IsMember(CachePolicyNames()));
   AddOption(app, "--kv-protect", o.kv_protect, "A:B, prompt tokens that are never evicted");
+  AddOption(app, "--kv-protect-until", o.kv.protect_until,
+            "regular expression (RE2): prompt tokens up to its first match are never evicted");
   AddOption(app, "--kv-max-protected-fraction", o.kv.max_protected_fraction,
             "largest share of the cache that may be protected")
       ->check(CLI::Range(0.0, 1.0))

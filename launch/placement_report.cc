@@ -42,7 +42,7 @@ absl::StatusOr<std::string> PlacementReport(const OpenedModel& opened, const Pip
       config.vocab_size, std::string(Name(spec.dtype)), HumanBytes(weights));
   out += absl::StrFormat("cache      %s%s  cache_length=%s chunk=%d", policy.policy,
                          policy.normalize_scores ? " (normalised)" : "", Lengths(spec),
-                         policy.chunk_size);
+                         *policy.chunk_size);
   if (policy.grace > 0) out += absl::StrCat(" grace=", policy.grace);
   if (policy.sinks.has_value()) out += absl::StrCat(" sinks=", *policy.sinks);
   out += absl::StrFormat("  storage=%s  lane = %s, independent of context length\n",

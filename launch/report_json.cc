@@ -35,6 +35,7 @@ nlohmann::json ToJson(const CacheReport& report) {
   }
   return {{"policy", report.policy},
           {"storage", report.storage},
+          {"chunk_size", report.chunk_size},
           {"lane_bytes", report.lane_bytes},
           {"layers", std::move(layers)}};
 }

@@ -11,7 +11,9 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "kernels/device/status_macros.h"
+#include "runtime/cache/chunk_plan.h"
 #include "runtime/config/model_config.h"
+#include "runtime/text/end_marker.h"
 #include "runtime/transport/communicator.h"
 
 namespace keyline {
@@ -21,6 +23,17 @@ int EnvironmentInt(const char* name, int otherwise) {
   const char* text = std::getenv(name);
   int value = 0;
   return text != nullptr && absl::SimpleAtoi(text, &value) ? value : otherwise;
+}
+
+absl::Status CheckProtectUntil(const LaunchOptions& options, const OpenedModel& opened) {
+  if (options.kv.protect_until.empty()) return absl::OkStatus();
+  const auto bad = [](const std::string& why) {
+    return absl::InvalidArgumentError(absl::StrCat("--kv-protect-until: ", why));
+  };
+  if (!options.kv_protect.empty()) return bad("excludes --kv-protect; give one of the two");
+  if (opened.tokenizer == nullptr) return bad("this model has no tokenizer; use --kv-protect A:B");
+  const absl::Status expression = CheckEndMarker(options.kv.protect_until);
+  return expression.ok() ? absl::OkStatus() : bad(std::string(expression.message()));
 }
 
 absl::Status ParseProtect(const std::string& text, LanePolicy& policy) {
@@ -108,6 +121,7 @@ absl::StatusOr<PipelineSpec> MakeSpec(const LaunchOptions& options, const Opened
   LanePolicy& policy = spec.cache.policy;
   policy = options.kv;
   RETURN_IF_ERROR(ParseProtect(options.kv_protect, policy));
+  RETURN_IF_ERROR(CheckProtectUntil(options, opened));
   spec.cache.enabled = options.kv_enabled;
   if (!spec.cache.enabled.empty()) spec.cache.enabled.push_back(policy.policy);
   policy.cache_length = options.kv_cache_length;
@@ -125,14 +139,17 @@ absl::StatusOr<PipelineSpec> MakeSpec(const LaunchOptions& options, const Opened
   ASSIGN_OR_RETURN(const int ranks, NumberOfRanks(options));
   spec.pipeline_depth = options.pipeline_depth > 0 ? options.pipeline_depth : ranks;
   // Room for a whole chunk beside a decode token of every lane, so that neither starves.
-  const int longest_chunk = policy.chunk_size + 4;
+  if (!policy.chunk_size.has_value()) {
+    policy.chunk_size = DefaultChunkSize(policy, spec.cache_lengths, kDefaultChunkSize);
+  }
+  const int longest_chunk = *policy.chunk_size + kChunkOvershoot;
   const int least = spec.cache.lanes + longest_chunk;
   spec.max_pass_tokens = std::max(needs.max_pass_tokens, least);
   if (options.max_pass_tokens > 0) {
     if (options.max_pass_tokens < least) {
       return absl::InvalidArgumentError(
           absl::StrCat("--max-pass-tokens: ", options.max_pass_tokens, " is less than --lanes (",
-                       spec.cache.lanes, ") + --kv-chunk (", policy.chunk_size, ") + 4 = ", least,
+                       spec.cache.lanes, ") + --kv-chunk (", *policy.chunk_size, ") + 4 = ", least,
                        "; raise it, or lower --kv-chunk"));
     }
     spec.max_pass_tokens = options.max_pass_tokens;

@@ -209,7 +209,9 @@ class Eval {
                                          : std::min(kEvalLanes, static_cast<int>(windows_.size()));
     return MakeSpec(
         launch, opened_,
-        {.lanes = lanes, .max_pass_tokens = lanes * (options_.kv.chunk_size + kChunkOvershoot)});
+        {.lanes = lanes,
+         .max_pass_tokens =
+             lanes * (options_.kv.chunk_size.value_or(kDefaultChunkSize) + kChunkOvershoot)});
   }
 
   absl::Status RunStorage(Coordinator& coordinator, const std::string& storage, EvalTable& table) {
@@ -361,9 +363,11 @@ void AddEval(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddOption(sub, "--grace", axes.grace,
             "slots of the ring of most recent tokens, as a share of the cache length")
       ->capture_default_str();
-  AddOption(sub, "--kv-chunk", options.kv.chunk_size, "tokens of a window's chunks after the first")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
+  AddOption(
+      sub, "--kv-chunk", options.kv.chunk_size,
+      "tokens of a window's chunks after the first; default: 512, or the largest that fits each "
+      "policy and length")
+      ->check(CLI::Range(1, 1 << 20));
   AddOption(sub, "--kv-sinks", options.kv.sinks, "first slots that are never evicted")
       ->check(CLI::Range(0, 1 << 24));
   AddOption(sub, "--scratch", args->scratch,

@@ -69,12 +69,13 @@ void PrintSummary(const CollectingSink& sink, const Request& request) {
                finish.stop.empty() ? "" : absl::StrCat(" (\"", finish.stop, "\")").c_str());
   const CacheReport& cache = *finish.cache;
   const LayerCacheReport& layer = cache.layers.front();
-  std::fprintf(stderr,
-               "cache    %s, %s: %d of %d slots used, %lld tokens evicted per head and layer, "
-               "%.1f MiB over %zu layers\n",
-               request.cache->policy.c_str(), cache.storage.c_str(), layer.slots_used,
-               layer.cache_length, static_cast<long long>(layer.evicted),
-               static_cast<double>(cache.lane_bytes) / (1 << 20), cache.layers.size());
+  std::fprintf(
+      stderr,
+      "cache    %s, %s, chunk %d: %d of %d slots used, %lld tokens evicted per head and layer, "
+      "%.1f MiB over %zu layers\n",
+      request.cache->policy.c_str(), cache.storage.c_str(), cache.chunk_size, layer.slots_used,
+      layer.cache_length, static_cast<long long>(layer.evicted),
+      static_cast<double>(cache.lane_bytes) / (1 << 20), cache.layers.size());
 }
 
 absl::Status Generate(const LaunchOptions& options, const Arguments& args) {

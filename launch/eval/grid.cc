@@ -11,6 +11,7 @@
 #include "absl/strings/strip.h"
 #include "kernels/device/status_macros.h"
 #include "runtime/cache/cache_registry.h"
+#include "runtime/cache/kv_cache.h"
 
 namespace keyline {
 namespace {
@@ -94,6 +95,10 @@ absl::StatusOr<std::vector<EvalPoint>> EvalGrid(const EvalAxes& axes) {
       for (int length : rules->needs().evicts ? lengths : std::vector<int>{axes.window}) {
         policy.cache_length = {length};
         if ((rules->fields() & kGrace) != 0) policy.grace = static_cast<int>(grace * length);
+        if (!axes.rest.chunk_size.has_value()) {
+          policy.chunk_size.reset();
+          policy.chunk_size = DefaultChunkSize(policy, policy.cache_length, kDefaultChunkSize);
+        }
         points.push_back({label, storage, policy});
       }
     }

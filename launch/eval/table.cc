@@ -67,7 +67,7 @@ nlohmann::json ToJson(const EvalTable& table) {
     entry["normalized"] = policy.normalize_scores;
     entry["storage"] = row.point.storage;
     entry["cache_length"] = row.point.length();
-    entry["chunk"] = policy.chunk_size;
+    entry["chunk"] = *policy.chunk_size;
     entry["grace"] = policy.grace;
     if (policy.sinks.has_value()) entry["sinks"] = *policy.sinks;
     entry["window"] = table.window;

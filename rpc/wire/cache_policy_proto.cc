@@ -4,6 +4,7 @@
 
 #include "kernels/device/status_macros.h"
 #include "rpc/wire/field_checker.h"
+#include "runtime/text/end_marker.h"
 
 namespace keyline {
 namespace {
@@ -51,6 +52,17 @@ absl::Status TakeFields(const v1::ProtectedLastRecentPolicy& from, LanePolicy* t
   if (from.has_protect_end()) {
     check.Take("protect_end", from.protect_end(), static_cast<uint32_t>(to->protect_begin),
                kMaxPosition, &to->protect_end);
+  }
+  if (from.has_protect_until()) {
+    to->protect_until = from.protect_until();
+    if (from.has_protect_begin() || from.has_protect_end()) {
+      check.Refuse("protect_until", "excludes protect_begin and protect_end");
+    }
+    const absl::Status expression = CheckEndMarker(to->protect_until);
+    if (!expression.ok()) check.Refuse("protect_until", std::string(expression.message()));
+    to->protect_begin = to->protect_end = 0;
+  } else if (from.has_protect_begin() || from.has_protect_end()) {
+    to->protect_until.clear();
   }
   if (from.has_max_protected_fraction()) {
     check.Take("max_protected_fraction", from.max_protected_fraction(), 0., 1.,
@@ -101,7 +113,7 @@ absl::Status TakeLengths(const v1::CachePolicy& from, int layers, LanePolicy* to
     }
   }
   if (from.has_chunk_size()) {
-    check.Take("chunk_size", from.chunk_size(), 1u, kMaxChunk, &to->chunk_size);
+    check.Take("chunk_size", from.chunk_size(), 1u, kMaxChunk, &to->chunk_size.emplace());
   }
   return check.status();
 }
@@ -135,7 +147,7 @@ absl::StatusOr<LanePolicy> LanePolicyFromProto(const v1::CachePolicy& policy,
   if (name == server.policy) to = server;
   to.policy = name;
   to.cache_length = server.cache_length;
-  to.chunk_size = server.chunk_size;
+  to.chunk_size.reset();  // unset: at most the server's, as admission finds it to fit
   RETURN_IF_ERROR(TakePolicy(policy, &to));
   RETURN_IF_ERROR(TakeLengths(policy, layers, &to));
   return to;
@@ -144,7 +156,7 @@ absl::StatusOr<LanePolicy> LanePolicyFromProto(const v1::CachePolicy& policy,
 v1::CachePolicy LanePolicyToProto(const LanePolicy& policy) {
   v1::CachePolicy to;
   to.mutable_cache_length()->Add(policy.cache_length.begin(), policy.cache_length.end());
-  to.set_chunk_size(policy.chunk_size);
+  if (policy.chunk_size) to.set_chunk_size(*policy.chunk_size);
   if (policy.policy == "dense") {
     to.mutable_dense();
   } else if (policy.policy == "last_recent") {
@@ -153,8 +165,12 @@ v1::CachePolicy LanePolicyToProto(const LanePolicy& policy) {
   } else if (policy.policy == "protected_last_recent") {
     v1::ProtectedLastRecentPolicy* recent = to.mutable_protected_last_recent();
     if (policy.sinks) recent->set_sinks(*policy.sinks);
-    recent->set_protect_begin(policy.protect_begin);
-    recent->set_protect_end(policy.protect_end);
+    if (policy.protect_until.empty()) {
+      recent->set_protect_begin(policy.protect_begin);
+      recent->set_protect_end(policy.protect_end);
+    } else {
+      recent->set_protect_until(policy.protect_until);
+    }
     recent->set_max_protected_fraction(policy.max_protected_fraction);
   } else if (policy.policy == "h2o" || policy.policy == "h2o_vnorm") {
     WriteH2O(policy, policy.policy == "h2o_vnorm", to.mutable_h2o());

@@ -23,6 +23,7 @@ v1::CacheReport CacheReportToProto(const CacheReport& report) {
   to.set_policy(report.policy);
   to.set_storage(report.storage);
   to.set_lane_bytes(report.lane_bytes);
+  to.set_chunk_size(report.chunk_size);
   for (const LayerCacheReport& layer : report.layers) {
     v1::LayerCacheReport* row = to.add_layers();
     row->set_layer(layer.layer);

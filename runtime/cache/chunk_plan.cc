@@ -32,8 +32,9 @@ void AppendChunks(const std::vector<int>& lengths, int done, int end, int chunk_
 }  // namespace
 
 int ChunkSize(const LanePolicy& policy) {
-  if (policy.max_chunk == 0) return policy.chunk_size;
-  return std::min(policy.chunk_size, std::max(policy.max_chunk - kChunkOvershoot, 1));
+  const int asked = policy.chunk_size.value_or(kDefaultChunkSize);
+  if (policy.max_chunk == 0) return asked;
+  return std::min(asked, std::max(policy.max_chunk - kChunkOvershoot, 1));
 }
 
 std::vector<int> PlanChunks(const std::vector<int>& lengths, int tokens, int chunk_size, int done,

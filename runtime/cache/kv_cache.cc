@@ -291,8 +291,10 @@ std::vector<std::vector<int32_t>> KvCache::KeptPositions(Stream& s, int lane) co
 
 LaneReport KvCache::Report(Stream& s, int lane) const {
   CHECK(lane >= 0 && lane < state_->shape.lanes) << "lane " << lane;
-  const LaneRules& rules = state_->lane_rules[lane];
-  const int tokens = state_->Progress(s, lane).tokens;
+  return ReportLane(state_->lane_rules[lane], state_->Progress(s, lane).tokens);
+}
+
+LaneReport ReportLane(const LaneRules& rules, int tokens) {
   const int used = std::min(rules.length, tokens);
   const int ahead = std::min(used, rules.sinks) +
                     std::max(0, std::min(used, rules.protect_end) - rules.protect_begin);

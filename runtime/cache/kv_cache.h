@@ -18,6 +18,7 @@
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
 #include "kernels/ops/batch.h"
+#include "kernels/ops/cache_memory.h"
 #include "runtime/cache/eviction_trace.h"
 #include "runtime/config/cache_config.h"
 
@@ -46,6 +47,10 @@ struct LaneReport {
   int64_t evicted = 0;      // tokens dropped, per KV head
   int protected_slots = 0;  // of those used: sinks, protected range, grace ring
 };
+
+// The same for a lane of these rules that has been given `tokens` tokens: it needs no cache. Any
+// thread.
+LaneReport ReportLane(const LaneRules& rules, int tokens);
 
 class KvCache {
  public:
@@ -105,6 +110,12 @@ class KvCache {
 absl::Status ValidateLane(const CacheConfig& config, const std::vector<int>& lengths,
                           const LanePolicy& policy, int prompt_tokens, int max_new_tokens,
                           int max_pass_tokens);
+
+// The chunk size of a policy that names none, a pure function of the cache's configuration because
+// it changes answers: the largest, up to `most`, with which no chunk exceeds what the policy allows
+// in any layer (SEMANTICS.md, section 3), and `most` for a policy that does not evict. Where none
+// fits it is `most`, for ValidateLane to say so. Any thread.
+int DefaultChunkSize(const LanePolicy& policy, const std::vector<int>& lengths, int most);
 
 // What is unwise about a policy that ValidateLane accepts, for logs; empty: nothing.
 std::string LaneWarning(const LanePolicy& policy, const std::vector<int>& lengths);

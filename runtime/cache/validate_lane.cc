@@ -93,8 +93,8 @@ absl::Status ValidateLane(const CacheConfig& config, const std::vector<int>& len
                      "' is not enabled; enabled: ", absl::StrJoin(enabled, ", ")));
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<EvictionPolicy> rules_of, MakePolicy(policy.policy));
-  if (policy.chunk_size < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("chunk_size ", policy.chunk_size, " < 1"));
+  if (policy.chunk_size.value_or(1) < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("chunk_size ", *policy.chunk_size, " < 1"));
   }
   if (policy.max_chunk > 0 && policy.max_chunk <= kChunkOvershoot) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -126,6 +126,23 @@ absl::Status ValidateLane(const CacheConfig& config, const std::vector<int>& len
     return CheckDense(config, asked, policy, prompt_tokens, max_new_tokens);
   }
   return CheckChunkSize(policy, max_pass_tokens, "a pass of this server");
+}
+
+int DefaultChunkSize(const LanePolicy& policy, const std::vector<int>& lengths, int most) {
+  const auto rules_of = MakePolicy(policy.policy);
+  const std::vector<int>& asked = policy.cache_length;
+  if (!rules_of.ok() || !(*rules_of)->needs().evicts ||
+      (asked.size() > 1 && asked.size() != lengths.size())) {
+    return most;
+  }
+  int fits = most;
+  for (size_t l = 0; l < lengths.size(); ++l) {
+    const int length = asked.empty() ? lengths[l] : policy.length_of(static_cast<int>(l));
+    const auto rules = (*rules_of)->Rules(policy, length);
+    if (!rules.ok()) return most;
+    fits = std::min(fits, (*rules_of)->MaxChunk(*rules) - kChunkOvershoot);
+  }
+  return fits >= 1 ? fits : most;
 }
 
 std::string LaneWarning(const LanePolicy& policy, const std::vector<int>& lengths) {

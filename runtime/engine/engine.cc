@@ -83,7 +83,7 @@ class Engine::Loop {
 absl::StatusOr<RequestId> Engine::Loop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
   CHECK(sink != nullptr);
   const PipelineSpec& spec = coordinator_.spec();
-  if (!request.cache.has_value()) request.cache = spec.cache.policy;
+  RETURN_IF_ERROR(CompleteRequest(request, spec, tokenizer_));
   RETURN_IF_ERROR(
       CheckRequest(request, spec, coordinator_.model().config(), tokenizer_ != nullptr));
   std::vector<int> chunks = ChunksOf(request, spec);

@@ -107,6 +107,7 @@ struct LayerCacheReport {
 struct CacheReport {
   std::string policy;
   std::string storage;
+  int chunk_size = 0;      // tokens of the prompt's chunks after the first
   int64_t lane_bytes = 0;  // over all layers
   std::vector<LayerCacheReport> layers;
 };

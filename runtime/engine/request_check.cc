@@ -12,6 +12,7 @@
 #include "runtime/cache/cache_registry.h"
 #include "runtime/cache/chunk_plan.h"
 #include "runtime/cache/kv_cache.h"
+#include "runtime/text/end_marker.h"
 
 namespace keyline {
 namespace {
@@ -71,7 +72,40 @@ int DecodeTail(const Request& request) {
   return request.score.enabled ? request.score.decode_tail : 0;
 }
 
+// Whether the policy can protect at all is ValidateLane's to say.
+absl::Status ResolveProtection(const std::vector<int32_t>& prompt, const Tokenizer* tokenizer,
+                               LanePolicy& policy) {
+  const auto eviction = MakePolicy(policy.policy);
+  if (policy.protect_until.empty() || !eviction.ok() || ((*eviction)->fields() & kProtect) == 0) {
+    return absl::OkStatus();
+  }
+  if (policy.protect_begin != 0 || policy.protect_end != 0) {
+    return Bad("protect_until", "excludes a protected range of tokens; give one of the two");
+  }
+  if (tokenizer == nullptr) {
+    return Bad("protect_until", "this model has no tokenizer; give a range of tokens");
+  }
+  const absl::StatusOr<int> end = TokensToEndMarker(*tokenizer, prompt, policy.protect_until);
+  if (!end.ok()) return Bad("protect_until", std::string(end.status().message()));
+  policy.protect_end = *end;
+  policy.protect_until.clear();
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+absl::Status CompleteRequest(Request& request, const PipelineSpec& spec,
+                             const Tokenizer* tokenizer) {
+  const LanePolicy& server = spec.cache.policy;
+  if (!request.cache.has_value()) request.cache = server;
+  LanePolicy& policy = *request.cache;
+  RETURN_IF_ERROR(ResolveProtection(request.prompt, tokenizer, policy));
+  if (!policy.chunk_size.has_value()) {
+    policy.chunk_size =
+        DefaultChunkSize(policy, spec.cache_lengths, server.chunk_size.value_or(kDefaultChunkSize));
+  }
+  return absl::OkStatus();
+}
 
 absl::Status CheckRequest(const Request& request, const PipelineSpec& spec,
                           const ModelConfig& model, bool has_tokenizer) {
@@ -149,6 +183,7 @@ CacheReport ReportCache(const Sequence& sequence, const PipelineSpec& spec,
   CacheReport report;
   report.policy = policy.policy;
   report.storage = spec.cache.storage;
+  report.chunk_size = ChunkSize(policy);
   const absl::StatusOr<size_t> lane_bytes = LaneBytes(model, spec);
   report.lane_bytes = lane_bytes.ok() ? static_cast<int64_t>(*lane_bytes) : 0;
   const int processed = sequence.tokens_processed();
@@ -158,13 +193,12 @@ CacheReport ReportCache(const Sequence& sequence, const PipelineSpec& spec,
     const int length = policy.length_of(static_cast<int>(l));
     const absl::StatusOr<LaneRules> rules = (*eviction)->Rules(policy, length);
     CHECK(rules.ok()) << rules.status();
-    const int used = std::min(length, processed);
-    const int guarded = rules->sinks + rules->grace + (rules->protect_end - rules->protect_begin);
+    const LaneReport lane = ReportLane(*rules, processed);
     report.layers.push_back({.layer = static_cast<int>(l),
-                             .cache_length = length,
-                             .slots_used = used,
-                             .evicted = processed - used,
-                             .protected_slots = std::min(guarded, used)});
+                             .cache_length = lane.cache_length,
+                             .slots_used = lane.slots_used,
+                             .evicted = lane.evicted,
+                             .protected_slots = lane.protected_slots});
   }
   return report;
 }

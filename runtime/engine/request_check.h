@@ -8,12 +8,19 @@
 #include "runtime/engine/request.h"
 #include "runtime/engine/sequence.h"
 #include "runtime/pipeline/pipeline_spec.h"
+#include "runtime/text/tokenizer.h"
 
 namespace keyline {
 
 // INVALID_ARGUMENT names field, limit, what was given, and what would fit. REQUIRES: request.cache.
 absl::Status CheckRequest(const Request& request, const PipelineSpec& spec,
                           const ModelConfig& model, bool has_tokenizer);
+
+// Fills in what the request leaves to the server, and what only its prompt tells: the policy, the
+// range that protect_until means (INVALID_ARGUMENT where it means none), the chunk size. Before
+// CheckRequest. `tokenizer` may be null.
+absl::Status CompleteRequest(Request& request, const PipelineSpec& spec,
+                             const Tokenizer* tokenizer);
 
 // Lengths of the chunks in which the request's given tokens are processed. REQUIRES: CheckRequest
 // was OK.

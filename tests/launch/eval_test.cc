@@ -110,6 +110,19 @@ TEST(EvalGrid, HasEveryPairThatExists) {
                                  "h2o_vnorm+norm int8 64", "qh2o int8 128", "qh2o int8 64"));
 }
 
+TEST(EvalGrid, ChunksAreAsLargeAsFitsUnlessAskedFor) {
+  EvalAxes axes = SomeAxes();
+  axes.policies = {"dense", "last_recent", "h2o"};
+  axes.storages = {"plain"};
+  axes.rest.chunk_size.reset();
+  const auto points = EvalGrid(axes);
+  ASSERT_TRUE(points.ok()) << points.status();
+  std::vector<int> chunks;
+  for (const EvalPoint& point : *points) chunks.push_back(*point.policy.chunk_size);
+  // 128 and 64 slots, less 4 sinks, a ring of a quarter for h2o, and what a chunk may exceed by.
+  EXPECT_THAT(chunks, ElementsAre(512, 120, 56, 88, 40));
+}
+
 TEST(EvalGrid, RefusesWhatCannotBe) {
   const auto error_of = [](void (*change)(EvalAxes&)) {
     EvalAxes axes = SomeAxes();

@@ -38,6 +38,7 @@ absl::StatusOr<LaneRules> EvictionPolicy::Rules(const LanePolicy& asked, int len
   RETURN_IF_ERROR(RefuseIf(asked.max_chunk != defaults.max_chunk, kMaxChunk, *this, "max_chunk"));
   RETURN_IF_ERROR(RefuseIf(asked.protect_begin != 0 || asked.protect_end != 0, kProtect, *this,
                            "a protected range"));
+  RETURN_IF_ERROR(RefuseIf(!asked.protect_until.empty(), kProtect, *this, "protect_until"));
   RETURN_IF_ERROR(RefuseIf(asked.max_protected_fraction != defaults.max_protected_fraction,
                            kProtect, *this, "max_protected_fraction"));
   if (length < 1) return absl::InvalidArgumentError(absl::StrCat("cache_length ", length, " < 1"));

@@ -84,6 +84,7 @@ def test_wrong_arguments_are_named(options, what):
         keyline.Dense((64, 32), chunk_size=16),
         keyline.LastRecent(64, sinks=0),
         keyline.ProtectedLastRecent(protect_begin=1, protect_end=9, max_protected_fraction=0.25),
+        keyline.ProtectedLastRecent(protect_until='</system>'),
         keyline.H2O(128, value_norms=True, normalize_scores=False, keep_initial_fraction=0.5),
         keyline.QuantizedH2O(grace=16, max_chunk=8),
     ],

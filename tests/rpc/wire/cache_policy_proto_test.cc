@@ -62,7 +62,7 @@ TEST(CachePolicyProto, TheServersPolicyLendsItsValues) {
   EXPECT_EQ(same->keep_initial_fraction, 0.25);
   EXPECT_EQ(same->max_chunk, 12);
   EXPECT_THAT(same->cache_length, ElementsAre(64));
-  EXPECT_EQ(same->chunk_size, 16);
+  EXPECT_FALSE(same->chunk_size.has_value());  // admission takes the server's, or what fits
 
   const absl::StatusOr<LanePolicy> other = Read("h2o {}");
   ASSERT_TRUE(other.ok()) << other.status();
@@ -72,7 +72,7 @@ TEST(CachePolicyProto, TheServersPolicyLendsItsValues) {
   EXPECT_EQ(other->keep_initial_fraction, 0.05);
   EXPECT_EQ(other->max_chunk, 0);
   EXPECT_THAT(other->cache_length, ElementsAre(64));
-  EXPECT_EQ(other->chunk_size, 16);
+  EXPECT_FALSE(other->chunk_size.has_value());
 }
 
 TEST(CachePolicyProto, EveryFieldArrivesAndReturns) {
@@ -81,6 +81,8 @@ TEST(CachePolicyProto, EveryFieldArrivesAndReturns) {
       "cache_length: 32 chunk_size: 5 last_recent { sinks: 3 }",
       "cache_length: 32 chunk_size: 5 protected_last_recent { sinks: 3 protect_begin: 2 "
       "protect_end: 9 max_protected_fraction: 0.25 }",
+      "cache_length: 32 chunk_size: 5 protected_last_recent { "
+      "max_protected_fraction: 0.5 protect_until: '</system>' }",
       "cache_length: 32 chunk_size: 5 h2o { value_norms: false normalize_scores: true grace: 7 "
       "sinks: 1 keep_initial_fraction: 0.5 max_chunk: 4 }",
       "cache_length: 32 chunk_size: 5 quantized_h2o { value_norms: true normalize_scores: true "
@@ -117,6 +119,11 @@ TEST(CachePolicyProto, WrongNumbersAreNamed) {
        "cache.protected_last_recent.protect_end: got 4, must be from 5 to 1073741824"},
       {"protected_last_recent { max_protected_fraction: nan }",
        "cache.protected_last_recent.max_protected_fraction: got nan, must be from 0 to 1"},
+      {"protected_last_recent { protect_until: 'a' protect_end: 4 }",
+       "cache.protected_last_recent.protect_until: excludes protect_begin and protect_end"},
+      {"protected_last_recent { protect_until: '(' }",
+       "cache.protected_last_recent.protect_until: '(' is no regular expression of RE2: missing ): "
+       "("},
       {"h2o { grace: 4294967295 }", "cache.h2o.grace: got 4294967295, must be from 0 to 16777216"},
       {"h2o { keep_initial_fraction: -0.1 }",
        "cache.h2o.keep_initial_fraction: got -0.1, must be from 0 to 1"},

@@ -52,6 +52,42 @@ TEST(ValidateLaneTest, DenseSaysWhatWouldFit) {
   EXPECT_THAT(Refusal(both, shorter, 30, 10), HasSubstr("cache_length is 32"));
 }
 
+TEST(ValidateLaneTest, TheDefaultChunkSizeIsTheLargestThatFits) {
+  LanePolicy asked = Asks("h2o");
+  asked.chunk_size.reset();
+  asked.sinks = 4;
+  asked.grace = 20;
+  EXPECT_EQ(DefaultChunkSize(asked, {64}, 512), 36);  // 64 - 4 - 20, less the overshoot
+  EXPECT_EQ(DefaultChunkSize(asked, {64, 50, 80}, 512), 22);
+  EXPECT_EQ(DefaultChunkSize(asked, {64}, 30), 30);
+  EXPECT_EQ(DefaultChunkSize(asked, {2048}, 512), 512);
+  asked.cache_length = {40};
+  EXPECT_EQ(DefaultChunkSize(asked, {64}, 512), 12);
+  // What it gives is served, and one more is not.
+  asked.chunk_size = DefaultChunkSize(asked, {64}, 512);
+  EXPECT_EQ(Refusal(Server("h2o"), asked), "");
+  asked.chunk_size = *asked.chunk_size + 1;
+  EXPECT_THAT(Refusal(Server("h2o"), asked), HasSubstr("the largest chunk_size that fits is 12"));
+
+  // Nothing evicts: any size will do. Nothing fits: ValidateLane says why.
+  EXPECT_EQ(DefaultChunkSize(Asks("dense"), {8}, 512), 512);
+  asked.cache_length = {28};
+  EXPECT_EQ(DefaultChunkSize(asked, {64}, 512), 512);
+  asked.cache_length = {1, 2};
+  EXPECT_EQ(DefaultChunkSize(asked, {64}, 512), 512);
+
+  LanePolicy protects = Asks("protected_last_recent");
+  protects.protect_end = 10;
+  EXPECT_EQ(DefaultChunkSize(protects, {64}, 512), 50);
+}
+
+TEST(ValidateLaneTest, AMarkerIsForPoliciesThatProtect) {
+  LanePolicy asked = Asks("last_recent");
+  asked.protect_until = "end";
+  EXPECT_EQ(Refusal(Server("last_recent"), asked),
+            "protect_until is set, but policy 'last_recent' has no such parameter");
+}
+
 TEST(ValidateLaneTest, PolicyMustBeEnabled) {
   EXPECT_EQ(Refusal(Server("dense", {"h2o"}), Asks("last_recent")),
             "cache policy 'last_recent' is not enabled; enabled: dense, h2o");

@@ -122,6 +122,25 @@ TEST(Engine, ScoreAgreesHoweverItIsFed) {
   EXPECT_EQ(Serve({.ranks = 3}, {request})[0]->finish.score->logprobs, whole);
 }
 
+TEST(Engine, TheDefaultChunkIsWhatFitsTheCacheAsked) {
+  TinySetup setup{.chunk_size = 32, .cache_length = 64, .policy = "last_recent"};
+  Request request = Generate(100, 4, 0);
+  LanePolicy& policy = request.cache.emplace();
+  policy.policy = "last_recent";
+  policy.cache_length = {24};
+  policy.sinks = 4;
+  request.response.cache_report = true;
+  const auto by_default = Serve(setup, {request})[0];
+  ASSERT_TRUE(by_default->status.ok()) << by_default->status;
+  EXPECT_EQ(by_default->finish.cache->chunk_size, 16);
+  policy.chunk_size = 16;
+  EXPECT_EQ(Serve(setup, {request})[0]->tokens, by_default->tokens);
+  // Where more fits, it is the server's.
+  policy.chunk_size.reset();
+  policy.cache_length = {60};
+  EXPECT_EQ(Serve(setup, {request})[0]->finish.cache->chunk_size, 32);
+}
+
 TEST(Engine, CancelFreesTheLaneForTheNextRequest) {
   WithPipeline({.ranks = 2, .lanes = 1, .cache_length = 500}, [](Coordinator& coordinator) {
     Engine engine(coordinator, nullptr, {});
@@ -232,6 +251,12 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{"hot", [](Request& r) { r.sampling.temperature = -1; }, "temperature: must be"},
         BadRequest{"nan", [](Request& r) { r.sampling.top_p = std::nanf(""); }, "top_p: must be"},
         BadRequest{"policy", [](Request& r) { r.cache.emplace().policy = "h2o"; }, "h2o"},
+        BadRequest{"marker",
+                   [](Request& r) {
+                     r.cache.emplace().policy = "protected_last_recent";
+                     r.cache->protect_until = "x";
+                   },
+                   "protect_until: this model has no tokenizer"},
         BadRequest{"text", [](Request& r) { r.response.text = true; }, "text: this model has no"}),
     [](const auto& info) { return info.param.name; });
 

@@ -54,6 +54,7 @@ class CacheReport:
     policy: str  #: by its name in configurations: "h2o_vnorm"
     storage: str  #: number format of keys and values: "plain", "int8", ...
     lane_bytes: int  #: over all layers; does not depend on the sequence's length
+    chunk_size: int  #: tokens of the prompt's chunks after the first, asked for or by default
     layers: list[LayerCacheReport]
 
 

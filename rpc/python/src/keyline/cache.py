@@ -21,7 +21,8 @@ class CachePolicy:
     #: Slots per KV head: one number for all layers, or one per layer. Default: the server's, which
     #: is also the most that can be asked for.
     cache_length: int | Sequence[int] | None = None
-    #: Tokens of a prompt's chunks after the first. Default: the server's.
+    #: Tokens of a prompt's chunks after the first. Default: the server's, or the largest that fits
+    #: this policy and length.
     chunk_size: int | None = None
 
     field: ClassVar[str]  # of the message CachePolicy
@@ -54,6 +55,9 @@ class ProtectedLastRecent(LastRecent):
     protect_end: int | None = None
     #: Caps the range's share of cache_length, from 0 to 1. Default: 0.5.
     max_protected_fraction: float | None = None
+    #: Instead of a range: from the prompt's start to the end of the first match of this regular
+    #: expression (RE2), such as the end marker of a system prompt. Default: no marker.
+    protect_until: str | None = None
 
     field = 'protected_last_recent'
 
