@@ -15,7 +15,7 @@ if [[ ! -x build/venv/bin/python ]]; then
   python3 -m venv build/venv
 fi
 build/venv/bin/python -m pip install --quiet --disable-pip-version-check \
-  'numpy>=1.26,<3' 'safetensors>=0.4,<1' 'pytest>=7,<9' rpc/python
+  'numpy>=1.26,<3' 'safetensors>=0.4,<1' 'pytest>=7,<9' 'matplotlib>=3.7,<4' rpc/python
 
 # Builds preset $1 with the targets that follow (default: all) and runs its tests, ctest flags in $2.
 build_and_test() {
