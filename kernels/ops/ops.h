@@ -23,6 +23,7 @@ size_t PackedBytes(const Device& device, DType dtype, int64_t rows, int64_t cols
 
 // Writes source rows (float32, row major, `count` of them) as rows [first, first + count) of `to`.
 // `to.data` is host memory here; the packed bytes are then copied to the device as they are.
+// Several threads may pack different rows of one weight.
 void PackRows(const Device& device, const Weight& to, int64_t first, int64_t count,
               const float* source);
 

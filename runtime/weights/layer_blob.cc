@@ -1,9 +1,12 @@
 #include "runtime/weights/layer_blob.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -13,7 +16,8 @@
 namespace keyline {
 namespace {
 
-// Source rows converted to float32 at a time: bounds the memory of a load to a few MiB.
+// Source rows converted to float32 at a time: bounds the memory of a load to a few MiB a
+// thread.
 constexpr int64_t kRowsAtOnce = 256;
 
 absl::StatusOr<SourceTensor> FindMatrix(const WeightSource& source, const RowBlock& block,
@@ -51,6 +55,43 @@ absl::Status ReadVector(const WeightSource& source, const std::string& name, int
   return absl::OkStatus();
 }
 
+// Rows of one checkpoint tensor on their way into a packed matrix.
+struct Piece {
+  SourceTensor tensor;
+  int64_t from = 0;
+  int64_t count = 0;
+  Weight weight;  // data on the host
+  int64_t to = 0;
+};
+
+// Threads of a load. Converting numbers is what takes the time, and a GPU's rank has cores to
+// spare.
+constexpr unsigned kMostThreads = 16;
+
+// All pieces, by as many threads as there are cores. The first error in the order of the pieces.
+absl::Status ReadAndPack(const Device& device, const std::vector<Piece>& pieces) {
+  std::vector<absl::Status> results(pieces.size());
+  std::atomic<size_t> next = 0;
+  const auto work = [&] {
+    std::vector<float> rows;
+    for (size_t i = next++; i < pieces.size(); i = next++) {
+      const Piece& piece = pieces[i];
+      rows.resize(std::max<size_t>(rows.size(), piece.count * piece.weight.cols));
+      results[i] = ReadRows(piece.tensor, piece.from, piece.count, rows.data());
+      if (!results[i].ok()) return;
+      ops::PackRows(device, piece.weight, piece.to, piece.count, rows.data());
+    }
+  };
+  const size_t threads = std::min<size_t>(
+      pieces.size(), std::clamp(std::thread::hardware_concurrency(), 1u, kMostThreads));
+  std::vector<std::thread> others;
+  for (size_t t = 1; t < threads; ++t) others.emplace_back(work);
+  work();
+  for (std::thread& thread : others) thread.join();
+  for (const absl::Status& result : results) RETURN_IF_ERROR(result);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
@@ -68,7 +109,7 @@ absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
     staging = std::make_unique<std::byte[]>(layout.bytes);
     host = staging.get();
   }
-  std::vector<float> rows;
+  std::vector<Piece> pieces;
   for (size_t m = 0; m < spec.matrices.size(); ++m) {
     const MatrixSpec& matrix = spec.matrices[m];
     Weight weight{.data = host + layout.matrices[m].offset,
@@ -78,11 +119,12 @@ absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
     int64_t at = 0;
     for (const RowBlock& block : matrix.blocks) {
       ASSIGN_OR_RETURN(SourceTensor tensor, FindMatrix(source, block, matrix.cols));
-      rows.resize(std::min(kRowsAtOnce, block.rows) * matrix.cols);
       for (int64_t done = 0; done < block.rows; done += kRowsAtOnce) {
-        const int64_t count = std::min(kRowsAtOnce, block.rows - done);
-        RETURN_IF_ERROR(ReadRows(tensor, block.first_row + done, count, rows.data()));
-        ops::PackRows(device, weight, at + done, count, rows.data());
+        pieces.push_back({.tensor = tensor,
+                          .from = block.first_row + done,
+                          .count = std::min(kRowsAtOnce, block.rows - done),
+                          .weight = weight,
+                          .to = at + done});
       }
       if (!block.bias.empty()) {
         auto* bias = reinterpret_cast<float*>(host + layout.biases[m].offset);
@@ -96,6 +138,7 @@ absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
     }
     blob.matrices_.push_back(weight);
   }
+  RETURN_IF_ERROR(ReadAndPack(device, pieces));
   for (size_t v = 0; v < spec.vectors.size(); ++v) {
     const VectorSpec& vector = spec.vectors[v];
     auto* values = reinterpret_cast<float*>(host + layout.vectors[v].offset);

@@ -40,9 +40,10 @@ RandomSource::RandomSource(const std::vector<LayerSpec>& specs, uint64_t seed) {
   }
   for (size_t at = block; at < matrix_.size(); at += block) {
     const size_t turn = random() % block;
-    for (size_t i = 0; i < std::min(block, matrix_.size() - at); ++i) {
-      matrix_[at + i] = matrix_[(i + turn) % block];
-    }
+    const size_t count = std::min(block, matrix_.size() - at);
+    const size_t head = std::min(count, block - turn);
+    std::copy_n(matrix_.begin() + turn, head, matrix_.begin() + at);
+    std::copy_n(matrix_.begin(), count - head, matrix_.begin() + at + head);
   }
 }
 
