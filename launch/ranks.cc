@@ -204,6 +204,14 @@ class Launcher {
   Progress& progress_;
 };
 
+bool UsesGpus(const LaunchOptions& options) { return absl::StrContains(options.device, "cuda"); }
+
+// Before any thread or CUDA call of this process; again does no harm.
+void PrepareProcess(const LaunchOptions& options, int ranks) {
+  if (StartedByMpi()) Watchdog::BlockSigterm();
+  if (UsesGpus(options) && !StartedByMpi() && ranks > 1) SetNcclEnvironment("");
+}
+
 }  // namespace
 
 int ProcessRank() {
@@ -216,10 +224,7 @@ int ProcessRank() {
 absl::Status RunPipeline(const LaunchOptions& options, const OpenedModel& opened, PipelineSpec spec,
                          bool show_progress, const RankZero& rank_zero) {
   ASSIGN_OR_RETURN(const int ranks, NumberOfRanks(options));
-  const bool gpus = absl::StrContains(options.device, "cuda");
-  // Before any thread or CUDA call of this process.
-  if (StartedByMpi()) Watchdog::BlockSigterm();
-  if (gpus && !StartedByMpi() && ranks > 1) SetNcclEnvironment("");
+  PrepareProcess(options, ranks);
   size_t total = 0;
   {
     ASSIGN_OR_RETURN(const auto device,
@@ -239,29 +244,34 @@ absl::Status RunPipeline(const LaunchOptions& options, const OpenedModel& opened
                     show_progress && ProcessRank() == 0);
   const Launcher launcher(options, opened, spec, ranks, progress);
 
+  return PlayRanks(options, ranks, [&](std::unique_ptr<Communicator> comm) {
+    return comm->rank() == 0 ? launcher.Lead(comm, rank_zero) : launcher.Serve(comm);
+  });
+}
+
+absl::Status PlayRanks(const LaunchOptions& options, int ranks, const PlayRank& play) {
+  PrepareProcess(options, ranks);
   if (StartedByMpi()) {
     ASSIGN_OR_RETURN(std::unique_ptr<Communicator> comm, MakeMpiCommunicator());
     const Watchdog watchdog({comm->state()}, /*takes_sigterm=*/true);
-    return comm->rank() == 0 ? launcher.Lead(comm, rank_zero) : launcher.Serve(comm);
+    return play(std::move(comm));
   }
   std::vector<std::unique_ptr<Communicator>> comms = MakeLocalCommunicators(ranks);
   std::optional<Watchdog> watchdog;
-  if (gpus) {
+  if (UsesGpus(options)) {
     std::vector<std::shared_ptr<RankState>> states;
     for (const auto& comm : comms) states.push_back(comm->state());
     watchdog.emplace(std::move(states), /*takes_sigterm=*/false);
   }
   std::vector<std::thread> workers;
   for (int r = 1; r < ranks; ++r) {
-    workers.emplace_back([&launcher, comm = std::move(comms[r])]() mutable {
-      const absl::Status status = launcher.Serve(comm);
+    workers.emplace_back([&play, r, comm = std::move(comms[r])]() mutable {
+      const absl::Status status = play(std::move(comm));
       // Rank 0 hears of it: a load error by message, a later one by the closed mailbox.
-      if (!status.ok()) LOG(ERROR) << "rank " << comm->rank() << ": " << status;
-      comm.reset();
+      if (!status.ok()) LOG(ERROR) << "rank " << r << ": " << status;
     });
   }
-  const absl::Status status = launcher.Lead(comms[0], rank_zero);
-  comms[0].reset();
+  const absl::Status status = play(std::move(comms[0]));
   for (std::thread& worker : workers) worker.join();
   return status;
 }

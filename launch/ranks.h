@@ -2,12 +2,14 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "launch/wiring.h"
 #include "runtime/pipeline/coordinator.h"
 #include "runtime/pipeline/step_plan.pb.h"
+#include "runtime/transport/communicator.h"
 
 namespace keyline {
 
@@ -21,6 +23,15 @@ using RankZero = std::function<absl::Status(Coordinator& coordinator,
 // `show_progress`: a bar on a terminal while weights load, log lines elsewhere.
 absl::Status RunPipeline(const LaunchOptions& options, const OpenedModel& opened, PipelineSpec spec,
                          bool show_progress, const RankZero& rank_zero);
+
+// What a rank does with its communicator, which is gone when it returns, so that peers hear of an
+// early end.
+using PlayRank = std::function<absl::Status(std::unique_ptr<Communicator>)>;
+
+// Calls `play` once for each rank, in a thread each, or once in this MPI process, with a watchdog
+// over them where it can help. Returns when all have ended, with rank 0's status, or this process's
+// own.
+absl::Status PlayRanks(const LaunchOptions& options, int ranks, const PlayRank& play);
 
 // Rank of this process under mpirun, 0 elsewhere. From the environment, without MPI.
 int ProcessRank();

@@ -1,5 +1,6 @@
 // Shapes of well-known models, for benchmarks with random weights.
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,7 +34,10 @@ std::vector<ModelConfig> Shapes() {
     c.qk_norm = c.family == "qwen3";
     return c;
   };
-  return {shape("llama", "smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, true),
+  // Gemma's numbers without its windows, norms and embedding scale, which are a family of their
+  // own.
+  return {shape("llama", "gemma3-270m", 18, 640, 4, 1, 256, 2048, 262144, true),
+          shape("llama", "smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, true),
           shape("llama", "llama-1b", 16, 2048, 32, 8, 64, 8192, 128256, true),
           shape("qwen3", "qwen3-4b", 36, 2560, 32, 8, 128, 9728, 151936, true),
           shape("llama", "llama-8b", 32, 4096, 32, 8, 128, 14336, 128256, false)};
@@ -47,9 +51,10 @@ std::vector<std::string> ShapeNames() {
   return names;
 }
 
-absl::StatusOr<OpenedModel> OpenShape(const std::string& shape) {
-  for (const ModelConfig& config : Shapes()) {
+absl::StatusOr<OpenedModel> OpenShape(const std::string& shape, int positions) {
+  for (ModelConfig& config : Shapes()) {
     if (config.name != shape) continue;
+    config.max_positions = std::max<int64_t>(config.max_positions, positions);
     OpenedModel opened;
     opened.name = absl::StrCat(shape, " (random weights)");
     ASSIGN_OR_RETURN(opened.model, MakeModel(config));

@@ -33,8 +33,9 @@ struct OpenedModel {
 enum class NeedTokenizer { kNo, kYes };
 absl::StatusOr<OpenedModel> OpenModel(const std::string& path, NeedTokenizer need);
 
-// Random weights of a well-known shape, for benchmarks. INVALID_ARGUMENT lists the shapes.
-absl::StatusOr<OpenedModel> OpenShape(const std::string& shape);
+// Random weights of a well-known shape, for benchmarks of sequences of up to `positions` tokens.
+// INVALID_ARGUMENT lists the shapes.
+absl::StatusOr<OpenedModel> OpenShape(const std::string& shape, int positions);
 std::vector<std::string> ShapeNames();
 
 // What a command needs of the pipeline where the flags leave it open.

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -48,6 +49,9 @@ constexpr OpTable kCpuOps = {
     .advance_lanes = cpu::AdvanceLanes,
     .pack_lane = cpu::PackLane,
     .unpack_lane = cpu::UnpackLane,
+    .read_memory = cpu::ReadMemory,
+    .multiply_rate = cpu::MultiplyRate,
+    .upload_rate = cpu::UploadRate,
 };
 
 size_t RoundUp(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -55,9 +59,16 @@ size_t RoundUp(size_t n, size_t multiple) { return (n + multiple - 1) / multiple
 // Nothing is enqueued, so every mark has been reached.
 class CpuEvent final : public Event {
  public:
-  void Record(Stream&) override {}
+  void Record(Stream&) override { reached_ = std::chrono::steady_clock::now(); }
   void BlockStream(Stream&) override {}
   void Synchronize() override {}
+  double SecondsSince(const Event& earlier) override {
+    const auto& mark = static_cast<const CpuEvent&>(earlier);
+    return std::chrono::duration<double>(reached_ - mark.reached_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point reached_;
 };
 
 // Zeroed memory of the operating system, aligned to a huge page; null if there is none.

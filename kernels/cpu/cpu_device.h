@@ -27,6 +27,7 @@ class CpuDevice final : public Device {
   void Free(void* memory) override;
   std::unique_ptr<Stream> NewStream() override;
   std::unique_ptr<Event> NewEvent() override;
+  std::unique_ptr<Event> NewTimer() override { return NewEvent(); }
   DeviceMemory memory() const override;
   std::string description() const override;
   bool memory_is_host() const override { return true; }

@@ -30,4 +30,9 @@ void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lane
 void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targets);
 void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorView logits);
 
+// matmul/probe.cc
+void ReadMemory(Stream& s, const void* memory, size_t bytes);
+double MultiplyRate(Stream& s, DType dtype);
+double UploadRate(Stream& s);
+
 }  // namespace keyline::cpu

@@ -37,6 +37,9 @@ constexpr OpTable kCudaOps = {
     .advance_lanes = AdvanceLanes,
     .pack_lane = PackLane,
     .unpack_lane = UnpackLane,
+    .read_memory = ReadMemory,
+    .multiply_rate = MultiplyRate,
+    .upload_rate = UploadRate,
 };
 constexpr int kSpins = 64;
 // What the runtime takes out of pageable memory without waiting for the stream.
@@ -158,9 +161,9 @@ void CudaStream::ForgetGraphs() {
   graphs_.clear();
 }
 
-CudaEvent::CudaEvent(int index) {
+CudaEvent::CudaEvent(int index, bool timer) {
   const CurrentDevice current(index);
-  CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+  CUDA_CHECK(cudaEventCreateWithFlags(&event_, timer ? 0 : cudaEventDisableTiming));
 }
 
 CudaEvent::~CudaEvent() { CUDA_CHECK(cudaEventDestroy(event_)); }
@@ -172,6 +175,14 @@ void CudaEvent::BlockStream(Stream& stream) {
 }
 
 void CudaEvent::Synchronize() { CUDA_CHECK(cudaEventSynchronize(event_)); }
+
+double CudaEvent::SecondsSince(const Event& earlier) {
+  Synchronize();
+  float milliseconds = 0;
+  CUDA_CHECK(
+      cudaEventElapsedTime(&milliseconds, static_cast<const CudaEvent&>(earlier).event_, event_));
+  return milliseconds * 1e-3;
+}
 
 CudaDevice::CudaDevice(int index) : Device(absl::StrCat("cuda:", index), kCudaOps), index_(index) {}
 
@@ -201,7 +212,13 @@ std::unique_ptr<Stream> CudaDevice::NewStream() {
   return std::make_unique<CudaStream>(*this, index_);
 }
 
-std::unique_ptr<Event> CudaDevice::NewEvent() { return std::make_unique<CudaEvent>(index_); }
+std::unique_ptr<Event> CudaDevice::NewEvent() {
+  return std::make_unique<CudaEvent>(index_, /*timer=*/false);
+}
+
+std::unique_ptr<Event> CudaDevice::NewTimer() {
+  return std::make_unique<CudaEvent>(index_, /*timer=*/true);
+}
 
 DeviceMemory CudaDevice::memory() const {
   const CurrentDevice current(index_);

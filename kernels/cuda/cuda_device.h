@@ -69,11 +69,12 @@ class CudaStream final : public Stream {
 
 class CudaEvent final : public Event {
  public:
-  explicit CudaEvent(int index);
+  CudaEvent(int index, bool timer);
   ~CudaEvent() override;
   void Record(Stream& stream) override;
   void BlockStream(Stream& stream) override;
   void Synchronize() override;
+  double SecondsSince(const Event& earlier) override;
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -87,6 +88,7 @@ class CudaDevice final : public Device {
   void Free(void* memory) override;
   std::unique_ptr<Stream> NewStream() override;
   std::unique_ptr<Event> NewEvent() override;
+  std::unique_ptr<Event> NewTimer() override;
   DeviceMemory memory() const override;
   std::string description() const override;
   // The weights' own format where it is a float, bfloat16 for packed ones.

@@ -59,4 +59,9 @@ void AdvanceLanes(Stream& s, const SlotTable& table, const Batch& batch);
 void PackLane(Stream& s, std::byte* packed, const KvMemory& kv, int lane, int slots);
 void UnpackLane(Stream& s, const KvMemory& kv, int lane, int slots, const std::byte* packed);
 
+// probe.cu
+void ReadMemory(Stream& s, const void* memory, size_t bytes);
+double MultiplyRate(Stream& s, DType dtype);
+double UploadRate(Stream& s);
+
 }  // namespace keyline::cuda

@@ -62,6 +62,9 @@ class Event {
   virtual void Record(Stream& stream) = 0;
   virtual void BlockStream(Stream& stream) = 0;  // later work of `stream` waits for the mark
   virtual void Synchronize() = 0;                // the calling thread waits for the mark
+  // Seconds of the device's own clock from `earlier` to this mark; waits for both.
+  // REQUIRES: both are of NewTimer of one device, and recorded.
+  virtual double SecondsSince(const Event& earlier) = 0;
 };
 
 struct DeviceMemory {
@@ -80,6 +83,7 @@ class Device {
   virtual void Free(void* memory) = 0;
   virtual std::unique_ptr<Stream> NewStream() = 0;
   virtual std::unique_ptr<Event> NewEvent() = 0;
+  virtual std::unique_ptr<Event> NewTimer() = 0;  // an event that knows when it was reached
   virtual DeviceMemory memory() const = 0;
   // "cpu (AVX-512 BF16, 2 threads)" or "NVIDIA H200": for people.
   virtual std::string description() const = 0;

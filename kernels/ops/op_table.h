@@ -50,6 +50,14 @@ struct OpTable {
   void (*advance_lanes)(Stream&, const SlotTable&, const Batch&);
   void (*pack_lane)(Stream&, std::byte* packed, const KvMemory&, int lane, int slots);
   void (*unpack_lane)(Stream&, const KvMemory&, int lane, int slots, const std::byte* packed);
+
+  // What the device can do at best, the denominators of benchmarks (probe.h).
+  // Enqueues a read of `bytes` of memory, a multiple of 4096, aligned to 256, that keeps nothing.
+  void (*read_memory)(Stream&, const void* memory, size_t bytes);
+  // Floating point operations a second of matrix products of `dtype` (kF32, kBF16 or kF16); waits.
+  double (*multiply_rate)(Stream&, DType dtype);
+  // Bytes a second from pinned host memory to the device; 0 where they are the same. Waits.
+  double (*upload_rate)(Stream&);
 };
 
 }  // namespace keyline

@@ -16,8 +16,8 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/cpu/matmul/probe.h"
 #include "kernels/cpu/open_cpu.h"
+#include "kernels/ops/probe.h"
 #include "runtime/cache/kv_cache.h"
 
 namespace keyline {
@@ -82,6 +82,7 @@ class Model {
     position_ = 0;
   }
   int position() const { return position_; }
+  Device& device() { return *device_; }
 
   // One pass of n tokens of the lane's sequence through all layers; seconds.
   double Run(int n) {
@@ -142,13 +143,13 @@ void Decode(benchmark::State& state, Shape shape, std::string policy, std::strin
   Model model(shape, policy, storage, plain, length, length);
   model.Run(length);
   model.Run(1);  // the first eviction has no scores yet
-  cpu::MachineProbe probe(Threads());
+  const auto probe = *DeviceProbe::Make(model.device());
   std::vector<double> seconds, read;
   for (auto _ : state) {
     const double taken = model.Run(1);
     state.SetIterationTime(taken);
     seconds.push_back(taken);
-    read.push_back(probe.ReadOnce());
+    read.push_back(probe->ReadBandwidth());
   }
   const double bytes =
       model.KvBytes(FormatOf(storage, plain, true), FormatOf(storage, plain, false), length) /
@@ -163,7 +164,7 @@ void Decode(benchmark::State& state, Shape shape, std::string policy, std::strin
 void PromptChunk(benchmark::State& state, Shape shape, std::string policy, std::string storage,
                  DType plain, int n, int length) {
   Model model(shape, policy, storage, plain, std::max(n, length), std::max(n, length));
-  cpu::MachineProbe probe(Threads());
+  const auto probe = *DeviceProbe::Make(model.device());
   std::vector<double> seconds, peak;
   for (auto _ : state) {
     if (length == 0) {
@@ -174,7 +175,7 @@ void PromptChunk(benchmark::State& state, Shape shape, std::string policy, std::
     const double taken = model.Run(n);
     state.SetIterationTime(taken);
     seconds.push_back(taken);
-    peak.push_back(probe.MultiplyOnce(DType::kF32));
+    peak.push_back(probe->MultiplyRate(DType::kF32));
   }
   // Causal: a query of the first chunk sees half of it on average.
   const double seen = length == 0 ? n / 2.0 : length - n / 2.0;

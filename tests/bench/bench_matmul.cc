@@ -14,10 +14,10 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/cpu/matmul/probe.h"
 #include "kernels/cpu/open_cpu.h"
 #include "kernels/device/tensor.h"
 #include "kernels/ops/ops.h"
+#include "kernels/ops/probe.h"
 
 namespace keyline {
 namespace {
@@ -124,7 +124,7 @@ void Pass(benchmark::State& state, DType dtype, int rows, int head_rows) {
   const Tensor wide = MustAllocate(*device, DType::kF32, {rows, kInner});
   const Tensor logits = MustAllocate(*device, DType::kF32, {head_rows, kVocabulary});
   const std::vector<float> start = RandomFloats(int64_t{rows} * kDim);
-  cpu::MachineProbe probe(Threads());
+  const auto probe = *DeviceProbe::Make(*device);
   std::vector<double> seconds, bytes_per_second, flops;
   for (auto _ : state) {
     stream->CopyAsync(hidden.view().data, start.data(), hidden.bytes());
@@ -133,8 +133,8 @@ void Pass(benchmark::State& state, DType dtype, int rows, int head_rows) {
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
     state.SetIterationTime(taken.count());
     seconds.push_back(taken.count());
-    bytes_per_second.push_back(probe.ReadOnce());
-    flops.push_back(probe.MultiplyOnce(dtype));
+    bytes_per_second.push_back(probe->ReadBandwidth());
+    flops.push_back(probe->MultiplyRate(dtype));
   }
   const double median = Median(seconds);
   const double bytes =

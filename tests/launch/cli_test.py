@@ -6,6 +6,7 @@
 Standard library only. Models: the tiny ones of tests/golden/dense.
 """
 import json
+import math
 import os
 import pathlib
 import signal
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 KEYLINE = sys.argv.pop(1)
 GOLDEN = pathlib.Path(__file__).parent.parent / 'golden'
@@ -311,6 +313,69 @@ class LostRank(unittest.TestCase):
         self.assertEqual(code, 75, output)
         self.assertRegex(output, f'keyline: rank 0 pid {pids[0]} step ([0-9]+) layer [0-9-]+ receive the result of step '
                                  r'\1 from rank 1: rank 0: rank 1 did not send the result of step \1 within')
+
+
+class Bench(unittest.TestCase):
+    """Shape and arithmetic of the tables; how fast a test machine is says nothing."""
+
+    def rows(self, *arguments, names, processes=0, **fields):
+        rows = json.loads(run('bench', *arguments, '--repeat', 1, '--json', ranks=processes).stdout)
+        self.assertEqual([row['name'] for row in rows], names)
+        for row in rows:
+            for field in ('value', 'limit', 'ratio'):
+                self.assertGreater(row[field], 0, row)
+                self.assertTrue(math.isfinite(row[field]), row)
+            self.assertAlmostEqual(row['ratio'], row['value'] / row['limit'])
+            self.assertTrue(row['unit'] and row['limit_by'] and row['device'] and row['date'], row)
+            self.assertEqual(row, {**row, **fields})
+        return rows
+
+    def test_decode(self):
+        model = ['--model', LLAMA, '--dtype', 'f32', '--batch', '1,2', '--depth', '0,20', '--tokens', 4]
+        names = [f'decode B={b} depth {d}' for b in (1, 2) for d in (0, 20)]
+        rows = self.rows('decode', *model, names=names, dtype='f32', policy='dense', storage='plain', ranks=1)
+        for row in rows:
+            self.assertGreater(row['host_us_per_step'], 0)
+        # More sequences and deeper caches are more to read.
+        self.assertLess(rows[0]['bytes'], rows[1]['bytes'])
+        self.assertLess(rows[1]['bytes'], rows[3]['bytes'])
+        self.rows('decode', *model, '--ranks', 2, names=names, ranks=2)
+
+    def test_prefill(self):
+        flags = ['--prompt', 48, '--kv-policy', 'h2o', '--kv-cache-length', 32, '--kv-chunk', 8]
+        row, = self.rows('prefill', '--model', LLAMA, *flags, names=['prefill 48'], policy='h2o', ranks=1)
+        dense, = self.rows('prefill', '--model', LLAMA, '--prompt', 48, names=['prefill 48'], policy='dense')
+        self.assertLess(row['operations'], dense['operations'])
+
+    def test_attention(self):
+        names = [f'{p} {s} B=2 S=64{q}' for s in ('plain', 'k8v4') for q in ('', ' q=8')
+                 for p in ('dense', 'last_recent', 'h2o')]
+        rows = self.rows('attention', '--model', LLAMA, '--batch', 2, '--depth', 64, '--chunk', '1,8', '--policies',
+                         'dense,last_recent,h2o', '--storages', 'plain,k8v4', names=names, batch=2, depth=64)
+        self.assertEqual({row['unit'] for row in rows}, {'GB/s', 'GFLOP/s'})
+        for row in rows:
+            work = row['bytes'] if row['unit'] == 'GB/s' else row['operations']
+            self.assertAlmostEqual(row['value'], work / row['us'] * 1e-3, places=3)
+        self.assertLess(rows[7]['bytes'], rows[1]['bytes'] / 2, 'k8v4 is smaller than plain')
+        refused = run('bench', 'attention', '--model', LLAMA, '--depth', 16, '--chunk', 99, '--kv-policy', 'h2o', code=3)
+        self.assertIn('--chunk: 99', refused.stderr)
+
+    def test_gemv(self):
+        rows = self.rows('gemv', '--model', LLAMA, '--batch', '1,3', names=mock.ANY)
+        self.assertEqual([row['name'].split()[0] for row in rows[::2]], ['qkv', 'o', 'gate_up', 'down', 'head'])
+        self.assertEqual([row['batch'] for row in rows], [1, 3] * 5)
+
+    def test_hop(self):
+        names = [f'{what} {kib} KiB' for kib in (8, 256, 4096, 16384) for what in ('ping-pong', 'stream')]
+        self.rows('hop', names=names, transport='local')
+        self.rows('hop', names=names, processes=2, transport='mpi')
+        refused = run('bench', 'hop', '--ranks', 3, code=3)
+        self.assertIn('between 2 ranks, not 3', refused.stderr)
+
+    def test_device(self):
+        names = ['read 16 MiB', 'read 64 MiB', 'read 256 MiB', 'read', 'multiply f32', 'multiply bf16']
+        for row in self.rows('device', names=names):
+            self.assertLessEqual(row['ratio'], 1)
 
 
 if __name__ == '__main__':

@@ -39,7 +39,6 @@ PRIVATE = ('kernels/cpu', 'kernels/cuda')
 DOORS = [
     (r'kernels/device/open_device\.cc', r'kernels/(cpu/open_cpu|cuda/open_cuda)\.h'),
     (r'kernels/device/open_device\.cc', r'kernels/ops/op_table\.h'),
-    (r'launch/.*', r'kernels/cpu/(.*/)?probe\.h'),  # `bench` shows the machine's own speed
     (r'runtime/transport/nccl_communicator\.cc', r'kernels/cuda/cuda_(device|check)\.h'),
 ]
 

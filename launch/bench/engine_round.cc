@@ -1,0 +1,46 @@
+#include "launch/bench/engine_round.h"
+
+#include <random>
+#include <utility>
+
+#include "kernels/device/status_macros.h"
+#include "runtime/engine/engine.h"
+
+namespace keyline::bench {
+
+Request RandomRequest(int vocab, int prompt_tokens, int new_tokens, uint32_t seed) {
+  Request request;
+  std::mt19937 random(seed);
+  request.prompt.resize(prompt_tokens);
+  for (int32_t& token : request.prompt) token = static_cast<int32_t>(random() % vocab);
+  request.response.text = false;
+  request.stop.max_new_tokens = new_tokens;
+  request.stop.ignore_eos = true;
+  return request;
+}
+
+absl::StatusOr<std::vector<std::shared_ptr<TimedSink>>> Serve(Coordinator& coordinator,
+                                                              std::vector<Request> requests) {
+  // The engine runs on this thread and ends when it is idle, so each round has its own.
+  EngineOptions options;
+  options.drain_limit = absl::InfiniteDuration();
+  options.stop_workers_at_end = false;
+  options.max_queued_requests = static_cast<int>(requests.size());
+  options.max_queued_tokens = 0;
+  for (const Request& request : requests) {
+    options.max_queued_tokens +=
+        static_cast<int64_t>(request.prompt.size()) + request.stop.max_new_tokens;
+  }
+  Engine engine(coordinator, nullptr, options);
+  std::vector<std::shared_ptr<TimedSink>> sinks;
+  for (Request& request : requests) {
+    sinks.push_back(std::make_shared<TimedSink>());
+    RETURN_IF_ERROR(engine.Submit(std::move(request), sinks.back()).status());
+  }
+  engine.Drain();
+  RETURN_IF_ERROR(engine.Run());
+  for (const auto& sink : sinks) RETURN_IF_ERROR(sink->status);
+  return sinks;
+}
+
+}  // namespace keyline::bench

@@ -1,0 +1,37 @@
+// A round of requests of random tokens through an engine of its own, for `bench decode` and
+// `bench prefill`.
+#pragma once
+
+#include <time.h>
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "launch/collecting_sink.h"
+#include "runtime/engine/request.h"
+#include "runtime/pipeline/coordinator.h"
+
+namespace keyline::bench {
+
+// Besides what it heard, the processor time that the engine's thread had used by then.
+class TimedSink : public CollectingSink {
+ public:
+  void OnTokens(const TokenDelta& delta) override {
+    CollectingSink::OnTokens(delta);
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    cpu_times.insert(cpu_times.end(), delta.tokens.size(), absl::DurationFromTimespec(now));
+  }
+
+  std::vector<absl::Duration> cpu_times;  // one a token
+};
+
+Request RandomRequest(int vocab, int prompt_tokens, int new_tokens, uint32_t seed);
+
+// Submits `requests` together and runs them to the end, leaving the workers running.
+absl::StatusOr<std::vector<std::shared_ptr<TimedSink>>> Serve(Coordinator& coordinator,
+                                                              std::vector<Request> requests);
+
+}  // namespace keyline::bench
