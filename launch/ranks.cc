@@ -1,23 +1,20 @@
 #include "launch/ranks.h"
 
 #include <glog/logging.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <optional>
-#include <span>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "kernels/device/status_macros.h"
 #include "launch/progress.h"
-#include "launch/tensor_path.h"
+#include "launch/rank_join.h"
 #include "runtime/cache/kv_cache.h"
 #include "runtime/pipeline/plan_bytes.h"
 #include "runtime/pipeline/stage.h"
@@ -30,8 +27,6 @@ namespace {
 
 // Loading a large model from a cold disk takes a while.
 constexpr absl::Duration kLoadTimeout = absl::Minutes(30);
-// So does opening a device that others use.
-constexpr absl::Duration kMeetTimeout = absl::Minutes(5);
 
 // One rank's own things; the stage last, so that it goes first.
 struct Rank {
@@ -49,7 +44,7 @@ class Launcher {
   // Every rank but the first.
   absl::Status Serve(std::unique_ptr<Communicator>& comm) const {
     Rank own;
-    absl::Status loaded = Join(comm, own);
+    absl::Status loaded = JoinRanks(options_, ranks_, comm, own.device).status();
     if (loaded.ok()) loaded = Load(comm->rank(), own);
     Report(comm->rank(), loaded, own.ready);
     comm->SendBytes(0, ToBytes(own.ready));
@@ -71,7 +66,7 @@ class Launcher {
   // Rank 0.
   absl::Status Lead(std::unique_ptr<Communicator>& comm, const RankZero& rank_zero) const {
     Rank own;
-    absl::Status status = Join(comm, own);
+    absl::Status status = JoinRanks(options_, ranks_, comm, own.device).status();
     if (status.ok()) status = Load(0, own);
     Report(0, status, own.ready);
     std::vector<pipeline::RankReady> all = {own.ready};
@@ -101,72 +96,6 @@ class Launcher {
   }
 
  private:
-  // The rank's device, and the way of its tensors. On another rank's failure the launch goes on,
-  // and rank 0 ends it once it has heard from all.
-  absl::Status Join(std::unique_ptr<Communicator>& comm, Rank& out) const {
-    const int rank = comm->rank();
-    const std::string name = DeviceOfRank(options_, rank);
-    absl::StatusOr<std::unique_ptr<Device>> device =
-        OpenDevice(name, {.threads = ThreadsOfRank(options_, ranks_)});
-    if (device.ok()) out.device = *std::move(device);
-    if (comm->size() == 1 && device.ok()) {
-      return ChooseTensorPath(options_.transport, true, {{HostName(), name}}, 0).status();
-    }
-    ASSIGN_OR_RETURN(const std::vector<RankPlace> places,
-                     Meet(*comm, {HostName(), device.ok() ? name : ""}));
-    RETURN_IF_ERROR(device.status());
-    for (const RankPlace& place : places) {
-      if (place.device.empty()) return absl::OkStatus();
-    }
-    ASSIGN_OR_RETURN(const TensorPath path,
-                     ChooseTensorPath(options_.transport, !StartedByMpi(), places, rank));
-    if (!path.nccl) return absl::OkStatus();
-    if (StartedByMpi()) SetNcclEnvironment(path.nccl_host);
-    absl::StatusOr<std::unique_ptr<Communicator>> nccl = MakeNcclCommunicator(comm, *out.device);
-    if (nccl.ok()) {
-      comm = *std::move(nccl);
-    } else if (options_.transport == "auto" && absl::IsUnavailable(nccl.status())) {
-      LOG_IF(WARNING, rank == 0) << "tensors go through host memory, which is slower: "
-                                 << nccl.status().message();
-    } else {
-      return nccl.status();
-    }
-    return absl::OkStatus();
-  }
-
-  // Where all ranks are: each tells rank 0, which tells all.
-  static absl::StatusOr<std::vector<RankPlace>> Meet(Communicator& comm, const RankPlace& own) {
-    std::string lines = absl::StrCat(own.host, " ", own.device);
-    const auto send = [&](int peer) {
-      comm.SendBytes(peer, std::as_bytes(std::span(lines.data(), lines.size())));
-    };
-    const auto receive = [&](int peer) -> absl::StatusOr<std::string> {
-      ASSIGN_OR_RETURN(const Bytes bytes, comm.RecvBytes(peer, kMeetTimeout, "where it runs"));
-      return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-    };
-    if (comm.rank() == 0) {
-      for (int r = 1; r < comm.size(); ++r) {
-        ASSIGN_OR_RETURN(const std::string line, receive(r));
-        absl::StrAppend(&lines, "\n", line);
-      }
-      for (int r = 1; r < comm.size(); ++r) send(r);
-    } else {
-      send(0);
-      ASSIGN_OR_RETURN(lines, receive(0));
-    }
-    std::vector<RankPlace> places;
-    for (const auto& line : absl::StrSplit(lines, '\n')) {
-      const std::pair<std::string, std::string> words =
-          absl::StrSplit(line, absl::MaxSplits(' ', 1));
-      places.push_back({words.first, words.second});
-    }
-    if (static_cast<int>(places.size()) != comm.size()) {
-      return absl::DataLossError(
-          absl::StrCat("rank 0 told where ", places.size(), " of ", comm.size(), " ranks run"));
-    }
-    return places;
-  }
-
   absl::Status Load(int rank, Rank& out) const {
     ASSIGN_OR_RETURN(const StageBytes bytes,
                      BytesOfStage(*out.device, *opened_.model, spec_, rank));
@@ -183,12 +112,6 @@ class Launcher {
   }
 
   static std::string Text(const absl::Status& status) { return std::string(status.message()); }
-
-  static std::string HostName() {
-    char host[256] = "";
-    gethostname(host, sizeof(host) - 1);
-    return host;
-  }
 
   static void Report(int rank, const absl::Status& status, pipeline::RankReady& ready) {
     ready.set_rank(rank);

@@ -85,11 +85,11 @@ class Layers {
     ASSIGN_OR_RETURN(rope_,
                      RopeTable::Make(*one_.device, *one_.stream, config_.rope, config_.rotary_dim,
                                      c_.depth + mixed + (passes_ + 1) * c_.chunk));
-    spec_ = {.heads = config_.heads,
-             .kv_heads = config_.kv_heads,
-             .head_dim = config_.head_dim,
-             .scale = 1.0f / std::sqrt(static_cast<float>(hs)),
-             .rope = rope_.rope()};
+    spec_.heads = config_.heads;
+    spec_.kv_heads = config_.kv_heads;
+    spec_.head_dim = config_.head_dim;
+    spec_.scale = 1.0f / std::sqrt(static_cast<float>(hs));
+    spec_.rope = rope_.rope();
 
     // One lane for all: filled, then partly overwritten so that fresh tokens lie among old ones.
     caches_[0]->OpenLane(*one_.stream, 0, cache_.policy, 0);

@@ -27,7 +27,6 @@ struct Arguments {
   int tokens = 64;   // decoded, per sequence
   int prompt = 512;  // prefilled
   int repeat = 3;
-  std::string transport = "host";
   bool json = false;
 };
 

@@ -5,6 +5,7 @@
 #include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
 #include "launch/bench/bench_run.h"
+#include "launch/rank_join.h"
 #include "launch/ranks.h"
 #include "runtime/transport/communicator.h"
 
@@ -25,12 +26,7 @@ class Peer {
  public:
   static absl::StatusOr<Peer> Open(const Run& run, std::unique_ptr<Communicator> comm) {
     Peer peer;
-    ASSIGN_OR_RETURN(peer.device_, OpenDevice(DeviceOfRank(run.options, comm->rank()),
-                                              {.threads = ThreadsOfRank(run.options, 2)}));
-    if (run.args.transport == "nccl") {
-      ASSIGN_OR_RETURN(auto nccl, MakeNcclCommunicator(comm, *peer.device_));
-      comm = std::move(nccl);
-    }
+    ASSIGN_OR_RETURN(peer.transport_, JoinRanks(run.options, 2, comm, peer.device_));
     peer.comm_ = std::move(comm);
     peer.stream_ = peer.device_->NewStream();
     ASSIGN_OR_RETURN(peer.state_, RandomTensor(*peer.device_, *peer.stream_, DType::kF32, 1,
@@ -40,6 +36,7 @@ class Peer {
 
   int rank() const { return comm_->rank(); }
   Device& device() { return *device_; }
+  const std::string& transport() const { return transport_; }
 
   // Seconds of one way, out of `count` round trips.
   absl::StatusOr<double> PingPong(int64_t bytes, int count) {
@@ -81,6 +78,7 @@ class Peer {
 
   std::unique_ptr<Device> device_;
   std::unique_ptr<Communicator> comm_;
+  std::string transport_;
   std::unique_ptr<Stream> stream_;
   Tensor state_;
 };
@@ -147,9 +145,7 @@ absl::Status Hop(const Run& run) {
     ASSIGN_OR_RETURN(const std::vector<Figures> all, Exchange(peer, run.args.repeat));
     if (peer.rank() != 0) return absl::OkStatus();
     run.report.Set("device", peer.device().description());
-    run.report.Set("transport", run.args.transport == "nccl" ? "nccl"
-                                : StartedByMpi()             ? "mpi"
-                                                             : "local");
+    run.report.Set("transport", peer.transport());
     run.report.Set("ranks", ranks);
     return AddRows(run, peer.device(), all);
   });

@@ -60,7 +60,7 @@ absl::Status Measure(const Run& run, const PipelineSpec& spec, RankProbes& probe
                   .limit = args.prompt * peak / operations,
                   .limit_by = absl::StrCat("multiplying at ", Rate(peak, "FLOP")),
                   .more = {{"prompt", args.prompt},
-                           {"chunk", spec.cache.policy.chunk_size},
+                           {"chunk", *spec.cache.policy.chunk_size},
                            {"multiply_rate", peak},
                            {"operations", operations}}});
   coordinator.Shutdown();

@@ -82,10 +82,6 @@ void AddBench(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddOption(sub, "--repeat", args->repeat, "rounds; the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  AddOption(sub, "--transport", args->transport,
-            "hop: host (threads or MPI, through host memory) or nccl (between GPUs)")
-      ->check(CLI::IsMember({"host", "nccl"}))
-      ->capture_default_str();
   AddFlag(sub, "--json", args->json, "a list of {name, value, unit, limit, ratio, ...}");
   sub.callback([&options, &chosen, args] {
     chosen = [&options, args] { return RunBench(options, *args); };
