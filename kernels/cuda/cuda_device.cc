@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/matmul/cublas_lt.h"
 #include "kernels/cuda/matmul/gemm_plans.h"
 #include "kernels/cuda/open_cuda.h"
 #include "kernels/ops/op_table.h"
@@ -253,6 +254,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index) {
   }
   // This thread works on it from now on; see Native() for threads that work on several.
   CUDA_CHECK(cudaSetDevice(index));
+  if (const auto cublas = cuda::OpenCublasLt(); !cublas.ok()) return cublas.status();
   return std::make_unique<cuda::CudaDevice>(index);
 }
 

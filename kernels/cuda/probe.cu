@@ -1,6 +1,5 @@
 // What the GPU can do at best: reading its memory, multiplying matrices by cuBLASLt, copying from
 // pinned host memory. Denominators of benchmarks; nothing here is on a request's way.
-#include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -11,6 +10,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/matmul/cublas_lt.h"
 #include "kernels/device/tensor.h"
 
 namespace keyline::cuda {
@@ -60,11 +60,6 @@ int Multiprocessors() {
 }
 
 // ---- Multiplying ----
-
-inline void CheckCublas(cublasStatus_t code, const char* call) {
-  CHECK_EQ(code, CUBLAS_STATUS_SUCCESS) << call << ": " << cublasLtGetStatusString(code);
-}
-#define CUBLAS_CHECK(call) CheckCublas((call), #call)
 
 constexpr int kM = 4096;
 constexpr int kN = 8192;
@@ -157,39 +152,39 @@ double MultiplyRate(Stream& s, DType dtype) {
   cublasLtMatrixLayout_t of_a, of_b, of_c;
   cublasLtMatmulPreference_t preference;
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  CUBLAS_CHECK(cublasLtCreate(&handle));
-  CUBLAS_CHECK(cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-  CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                              sizeof(transposed)));
-  CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&of_a, type, kK, kM, kK));
-  CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&of_b, type, kK, kN, kK));
-  CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&of_c, type, kM, kN, kM));
-  CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-  CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(
-      preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof(kWorkspace)));
+  CUBLAS_CHECK(Lt().create(&handle));
+  CUBLAS_CHECK(Lt().desc_create(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  CUBLAS_CHECK(
+      Lt().desc_set(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
+  CUBLAS_CHECK(Lt().layout_create(&of_a, type, kK, kM, kK));
+  CUBLAS_CHECK(Lt().layout_create(&of_b, type, kK, kN, kK));
+  CUBLAS_CHECK(Lt().layout_create(&of_c, type, kM, kN, kM));
+  CUBLAS_CHECK(Lt().preference_create(&preference));
+  CUBLAS_CHECK(Lt().preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                   &kWorkspace, sizeof(kWorkspace)));
   constexpr int kCandidates = 4;
   cublasLtMatmulHeuristicResult_t candidates[kCandidates];
   int found = 0;
-  CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(handle, product, of_a, of_b, of_c, of_c, preference,
-                                              kCandidates, candidates, &found));
+  CUBLAS_CHECK(Lt().heuristic(handle, product, of_a, of_b, of_c, of_c, preference, kCandidates,
+                              candidates, &found));
   CHECK_GT(found, 0) << "cuBLASLt knows no product of " << Name(dtype);
   double best = 0;
   for (int i = 0; i < found; ++i) {
     const float one = 1;
     const float zero = 0;
     const double seconds = MedianSeconds(s, [&] {
-      CUBLAS_CHECK(cublasLtMatmul(handle, product, &one, a.data, of_a, b.data, of_b, &zero, c.data,
-                                  of_c, c.data, of_c, &candidates[i].algo, workspace.data,
-                                  kWorkspace, Native(s)));
+      CUBLAS_CHECK(Lt().matmul(handle, product, &one, a.data, of_a, b.data, of_b, &zero, c.data,
+                               of_c, c.data, of_c, &candidates[i].algo, workspace.data, kWorkspace,
+                               Native(s)));
     });
     best = std::max(best, 2.0 * kM * kN * kK / seconds);
   }
-  CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
-  CUBLAS_CHECK(cublasLtMatrixLayoutDestroy(of_a));
-  CUBLAS_CHECK(cublasLtMatrixLayoutDestroy(of_b));
-  CUBLAS_CHECK(cublasLtMatrixLayoutDestroy(of_c));
-  CUBLAS_CHECK(cublasLtMatmulDescDestroy(product));
-  CUBLAS_CHECK(cublasLtDestroy(handle));
+  CUBLAS_CHECK(Lt().preference_destroy(preference));
+  CUBLAS_CHECK(Lt().layout_destroy(of_a));
+  CUBLAS_CHECK(Lt().layout_destroy(of_b));
+  CUBLAS_CHECK(Lt().layout_destroy(of_c));
+  CUBLAS_CHECK(Lt().desc_destroy(product));
+  CUBLAS_CHECK(Lt().destroy(handle));
   return best;
 }
 

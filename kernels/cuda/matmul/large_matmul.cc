@@ -4,7 +4,6 @@
 // where our row-major w is a column-major matrix to be transposed. Algorithms that split the inputs
 // over blocks are left out: those that do not all add them up in the same order, so that the
 // choice, which is timed, and the number of rows do not show in the result.
-#include <cublasLt.h>
 
 #include <algorithm>
 #include <bit>
@@ -15,6 +14,7 @@
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/matmul/cublas_lt.h"
 #include "kernels/cuda/matmul/gemm_plans.h"
 #include "kernels/cuda/matmul/product.h"
 #include "kernels/cuda/matmul/weight_layout.h"
@@ -25,11 +25,6 @@ namespace {
 constexpr size_t kWorkspaceBytes = 32 << 20;
 constexpr int kCandidates = 8;
 constexpr int kTimedRuns = 3;
-
-void CheckCublas(cublasStatus_t code, const char* call) {
-  CHECK(code == CUBLAS_STATUS_SUCCESS) << call << ": " << cublasLtGetStatusString(code);
-}
-#define CUBLAS_CHECK(call) CheckCublas((call), #call)
 
 cudaDataType_t TypeOf(DType dtype) {
   switch (dtype) {
@@ -47,9 +42,9 @@ cudaDataType_t TypeOf(DType dtype) {
 class Layout {
  public:
   Layout(DType dtype, int64_t rows, int64_t cols, int64_t stride) {
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&layout_, TypeOf(dtype), rows, cols, stride));
+    CUBLAS_CHECK(Lt().layout_create(&layout_, TypeOf(dtype), rows, cols, stride));
   }
-  ~Layout() { cublasLtMatrixLayoutDestroy(layout_); }
+  ~Layout() { Lt().layout_destroy(layout_); }
   Layout(const Layout&) = delete;
   Layout& operator=(const Layout&) = delete;
   cublasLtMatrixLayout_t get() const { return layout_; }
@@ -77,15 +72,14 @@ struct GemmPlans::State {
 };
 
 GemmPlans::GemmPlans() : state_(std::make_unique<State>()) {
-  CUBLAS_CHECK(cublasLtCreate(&state_->handle));
-  CUBLAS_CHECK(cublasLtMatmulDescCreate(&state_->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  CUBLAS_CHECK(Lt().create(&state_->handle));
+  CUBLAS_CHECK(Lt().desc_create(&state_->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(state_->desc, CUBLASLT_MATMUL_DESC_TRANSA,
-                                              &transposed, sizeof(transposed)));
-  CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&state_->preference));
+  CUBLAS_CHECK(
+      Lt().desc_set(state_->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
+  CUBLAS_CHECK(Lt().preference_create(&state_->preference));
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
-    CUBLAS_CHECK(
-        cublasLtMatmulPreferenceSetAttribute(state_->preference, attribute, &value, sizeof(value)));
+    CUBLAS_CHECK(Lt().preference_set(state_->preference, attribute, &value, sizeof(value)));
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
   prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
@@ -93,9 +87,9 @@ GemmPlans::GemmPlans() : state_(std::make_unique<State>()) {
 }
 
 GemmPlans::~GemmPlans() {
-  cublasLtMatmulPreferenceDestroy(state_->preference);
-  cublasLtMatmulDescDestroy(state_->desc);
-  cublasLtDestroy(state_->handle);
+  Lt().preference_destroy(state_->preference);
+  Lt().desc_destroy(state_->desc);
+  Lt().destroy(state_->handle);
   cudaFree(state_->workspace);
 }
 
@@ -108,9 +102,9 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
   const float beta = add ? 1 : 0;
   State& state = *state_;
   const auto multiply = [&](void* to, const Layout& d, const cublasLtMatmulAlgo_t& algorithm) {
-    return cublasLtMatmul(state.handle, state.desc, &one, w.data, a.get(), in.data, b.get(), &beta,
-                          out.data, c.get(), to, d.get(), &algorithm, state.workspace,
-                          kWorkspaceBytes, stream);
+    return Lt().matmul(state.handle, state.desc, &one, w.data, a.get(), in.data, b.get(), &beta,
+                       out.data, c.get(), to, d.get(), &algorithm, state.workspace, kWorkspaceBytes,
+                       stream);
   };
   const State::Key key = {rows,
                           w.rows,
@@ -126,8 +120,7 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
   auto found = state.algorithms.find(key);
   if (found == state.algorithms.end()) {
     const auto align = [&](cublasLtMatmulPreferenceAttributes_t attribute, uint32_t bytes) {
-      CUBLAS_CHECK(
-          cublasLtMatmulPreferenceSetAttribute(state.preference, attribute, &bytes, sizeof(bytes)));
+      CUBLAS_CHECK(Lt().preference_set(state.preference, attribute, &bytes, sizeof(bytes)));
     };
     align(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, AlignmentOf(w.data));
     align(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, AlignmentOf(in.data));
@@ -135,9 +128,8 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
     align(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, AlignmentOf(out.data));
     cublasLtMatmulHeuristicResult_t candidates[kCandidates];
     int count = 0;
-    CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(state.handle, state.desc, a.get(), b.get(), c.get(),
-                                                c.get(), state.preference, kCandidates, candidates,
-                                                &count));
+    CUBLAS_CHECK(Lt().heuristic(state.handle, state.desc, a.get(), b.get(), c.get(), c.get(),
+                                state.preference, kCandidates, candidates, &count));
     CHECK_GT(count, 0) << "cuBLASLt has no algorithm for " << rows << " x " << w.rows << " x "
                        << w.cols << " " << Name(w.dtype);
     int best = 0;
