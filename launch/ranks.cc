@@ -87,6 +87,7 @@ class Launcher {
       return status;
     }
     Coordinator coordinator(*own.stage, *comm);
+    comm->state()->Doing("decide what runs next");
     status = rank_zero(coordinator, all);
     // The other ranks may hang: neither join them nor take leave of them.
     if (!coordinator.lost().ok() && comm->size() > 1) {
@@ -150,8 +151,16 @@ absl::Status RunPipeline(const LaunchOptions& options, const OpenedModel& opened
   PrepareProcess(options, ranks);
   size_t total = 0;
   {
-    ASSIGN_OR_RETURN(const auto device,
-                     OpenDevice(DeviceOfRank(options, ProcessRank()), {.threads = 1}));
+    const absl::StatusOr<std::unique_ptr<Device>> opened_device =
+        OpenDevice(DeviceOfRank(options, ProcessRank()), {.threads = 1});
+    if (!opened_device.ok()) {
+      // No other rank may meet the same, and rank 0 alone speaks of what all meet.
+      if (ProcessRank() > 0) {
+        LOG(ERROR) << "rank " << ProcessRank() << ": " << opened_device.status();
+      }
+      return opened_device.status();
+    }
+    const std::unique_ptr<Device>& device = *opened_device;
     RETURN_IF_ERROR(FillShards(*device, *opened.model, ranks, spec));
     for (int r = 0; r < ranks; ++r) {
       if (StartedByMpi() && r != ProcessRank()) continue;

@@ -22,19 +22,23 @@ int SharersBelow(const std::vector<RankPlace>& ranks, size_t rank) {
 absl::StatusOr<TensorPath> ChooseTensorPath(const std::string& transport, bool threads,
                                             const std::vector<RankPlace>& ranks, int rank) {
   const bool demanded = transport == "nccl";
-  if (transport == "host" || (ranks.size() == 1 && !demanded)) return TensorPath{};
+  const auto has_gpu = [&](size_t r) { return absl::StartsWith(ranks[r].device, "cuda:"); };
   bool shared = false;
   bool one_host = true;
   for (size_t r = 0; r < ranks.size(); ++r) {
-    if (!absl::StartsWith(ranks[r].device, "cuda:")) {
-      if (!demanded) return TensorPath{};
-      return absl::InvalidArgumentError(absl::StrCat("--transport nccl: rank ", r, " has ",
-                                                     ranks[r].device,
-                                                     ", which is no GPU; use auto or host"));
+    if (has_gpu(r) != has_gpu(0)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--device: rank 0 has ", ranks[0].device, ", rank ", r, " has ", ranks[r].device,
+          "; their layers and activations have different formats: give all ranks GPUs, or none"));
     }
     shared = shared || SharersBelow(ranks, r) > 0;
     one_host = one_host && ranks[r].host == ranks[0].host;
   }
+  if (!has_gpu(0) && demanded) {
+    return absl::InvalidArgumentError(absl::StrCat("--transport nccl: rank 0 has ", ranks[0].device,
+                                                   ", which is no GPU; use auto or host"));
+  }
+  if (!has_gpu(0) || transport == "host" || ranks.size() == 1) return TensorPath{};
   if (!shared) return TensorPath{.nccl = true, .nccl_host = ""};
   if (!demanded) return TensorPath{};
   if (threads || !one_host) {

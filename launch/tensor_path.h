@@ -24,7 +24,8 @@ struct TensorPath {
 // auto: NCCL where every rank has a GPU to itself. Ranks that share one go through host memory,
 // since NCCL refuses two on one GPU. "nccl" takes such processes (of one host) for processes of
 // several hosts, which is slow and there to try the NCCL path on a machine with one GPU; for ranks
-// that are `threads` of one process that cannot be. INVALID_ARGUMENT where "nccl" cannot be.
+// that are `threads` of one process that cannot be. INVALID_ARGUMENT where "nccl" cannot be, and
+// where some ranks have GPUs and others have none.
 absl::StatusOr<TensorPath> ChooseTensorPath(const std::string& transport, bool threads,
                                             const std::vector<RankPlace>& ranks, int rank);
 

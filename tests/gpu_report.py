@@ -226,7 +226,7 @@ def lose_a_rank(part, a, title, flags, number):
              '--kv-policy', 'last_recent', '--kv-cache-length', '64', '--kv-chunk', '16', '--tokens', '4000',
              '--repeat', '1000', '--batch', '1', *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             cwd=ROOT, start_new_session=True, env={**os.environ, 'KEYLINE_RANK_STATES': folder + '/ranks'})
-        pids, out, took = {}, '', None
+        pids, took = {}, None
         try:
             while len(pids) < 2 and job.poll() is None and time.monotonic() - began < 40:
                 time.sleep(0.05)
@@ -234,7 +234,7 @@ def lose_a_rank(part, a, title, flags, number):
             if len(pids) == 2:
                 os.kill(pids[1], number)
                 lost = time.monotonic()
-                out, _ = job.communicate(timeout=a.end_within + 5)
+                job.communicate(timeout=a.end_within + 5)
                 took = time.monotonic() - lost
         except subprocess.TimeoutExpired:
             pass
@@ -243,7 +243,7 @@ def lose_a_rank(part, a, title, flags, number):
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        out += job.communicate()[0] or ''
+        out = job.communicate()[0]
     said = re.findall(r'^keyline: .*rank \d+ pid \d+ step \d+.*', out, re.M)
     passed = took is not None and took <= a.end_within and job.returncode != 0 and bool(said)
     why = 'it did not run' if len(pids) < 2 else f'exit {job.returncode} after {took} s'

@@ -80,6 +80,7 @@ absl::StatusOr<Coordinator::Result> Coordinator::Collect() {
     Merge(*std::move(part), result);
   }
   limit_.Took(absl::Now() - flight.begin, flight.tokens);
+  comm_->state()->Doing("decide what runs next");
   return result;
 }
 

@@ -20,7 +20,7 @@ TEST(TensorPathTest, AutoTakesNcclWhereEachRankHasAGpuToItself) {
   for (const bool threads : {true, false}) {
     EXPECT_TRUE(ChooseTensorPath("auto", threads, kOwn, 0)->nccl);
     EXPECT_EQ(ChooseTensorPath("auto", threads, kOwn, 1)->nccl_host, "");
-    for (const auto& ranks : {kCpus, kShared, kDealt, kMixed}) {
+    for (const auto& ranks : {kCpus, kShared, kDealt}) {
       EXPECT_FALSE(ChooseTensorPath("auto", threads, ranks, 1)->nccl) << ranks[1].device;
     }
   }
@@ -43,13 +43,21 @@ TEST(TensorPathTest, ProcessesOnOneGpuLookLikeSeveralHostsToNccl) {
   EXPECT_EQ(ChooseTensorPath("nccl", false, kOwn, 1)->nccl_host, "");
 }
 
+TEST(TensorPathTest, GpusAndCpusDoNotMix) {
+  for (const char* transport : {"auto", "host", "nccl"}) {
+    const absl::Status status = ChooseTensorPath(transport, true, kMixed, 1).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("rank 0 has cuda:0, rank 1 has cpu"));
+  }
+}
+
 TEST(TensorPathTest, SaysWhyNcclCannotBe) {
   const auto why = [](bool threads, const std::vector<RankPlace>& ranks) {
     const absl::Status status = ChooseTensorPath("nccl", threads, ranks, 0).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
     return std::string(status.message());
   };
-  EXPECT_THAT(why(false, kMixed), HasSubstr("rank 1 has cpu, which is no GPU"));
+  EXPECT_THAT(why(false, kCpus), HasSubstr("rank 0 has cpu, which is no GPU"));
   EXPECT_THAT(why(true, {{"a", "cpu"}}), HasSubstr("rank 0 has cpu"));
   EXPECT_THAT(why(true, kShared), HasSubstr("start them by mpirun"));
   EXPECT_THAT(why(false, {{"a", "cuda:0"}, {"a", "cuda:0"}, {"b", "cuda:0"}}),
