@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import struct
 import subprocess
@@ -272,7 +273,7 @@ class Serve(unittest.TestCase):
 class LostRank(unittest.TestCase):
     """A rank of two is killed, or stops: the job ends in seconds and says where it was."""
 
-    def lose(self, number, within):
+    def lose(self, number):
         with tempfile.TemporaryDirectory() as folder:
             job = subprocess.Popen(
                 [*MPIRUN, '-np', '2', KEYLINE, 'bench', 'decode', '--model', LLAMA, '--kv-policy', 'last_recent',
@@ -291,8 +292,7 @@ class LostRank(unittest.TestCase):
                 os.kill(pids[1], number)
                 begin = time.monotonic()
                 output, _ = job.communicate(timeout=60)
-                self.assertLess(time.monotonic() - begin, within, output)
-                return job.returncode, output, pids
+                return job.returncode, output, pids, time.monotonic() - begin
             finally:
                 job.kill()
                 for pid in pids.values():
@@ -303,16 +303,20 @@ class LostRank(unittest.TestCase):
                 job.communicate()
 
     def test_killed(self):
-        code, output, pids = self.lose(signal.SIGKILL, 5)
+        code, output, pids, took = self.lose(signal.SIGKILL)
         self.assertNotEqual(code, 0)
+        self.assertLess(took, 5, output)
         self.assertRegex(output, f'keyline: rank 0 pid {pids[0]} step [0-9]+ layer [0-9-]+ .*: ended by SIGTERM')
         self.assertRegex(output, f'keyline: gone: rank 1 pid {pids[1]} step [0-9]+ layer [0-9-]+ [a-z]+')
 
     def test_stopped(self):
-        code, output, pids = self.lose(signal.SIGSTOP, 8)
+        code, output, pids, took = self.lose(signal.SIGSTOP)
         self.assertEqual(code, 75, output)
-        self.assertRegex(output, f'keyline: rank 0 pid {pids[0]} step ([0-9]+) layer [0-9-]+ receive the result of step '
-                                 r'\1 from rank 1: rank 0: rank 1 did not send the result of step \1 within')
+        said = re.search(f'keyline: rank 0 pid {pids[0]} step ([0-9]+) layer [0-9-]+ receive the result of step '
+                         r'\1 from rank 1: rank 0: rank 1 did not send the result of step \1 within ([0-9.]+)s', output)
+        self.assertIsNotNone(said, output)
+        # 5 s, or more where the machine was so busy that a tiny step took a quarter of a second.
+        self.assertLess(took, float(said[2]) + 4, output)
 
 
 class Bench(unittest.TestCase):
