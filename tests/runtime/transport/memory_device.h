@@ -19,6 +19,7 @@ class MemoryDevice : public Device {
   void Free(void* memory) override { std::free(memory); }
   std::unique_ptr<Stream> NewStream() override { return std::make_unique<MemoryStream>(*this); }
   std::unique_ptr<Event> NewEvent() override { return nullptr; }
+  std::unique_ptr<Event> NewTimer() override { return nullptr; }
   DeviceMemory memory() const override { return {}; }
   std::string description() const override { return name(); }
   bool memory_is_host() const override { return memory_is_host_; }
