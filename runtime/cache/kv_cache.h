@@ -90,6 +90,11 @@ class KvCache {
   // FAILED_PRECONDITION: of another shape, storage or policy than this cache can serve. The lane is
   // closed after an error.
   absl::Status RestoreLane(Stream& s, int lane, std::string_view saved);
+  // Whether the lane is what `policy` gives a sequence in this layer after `tokens` tokens; else
+  // DATA_LOSS. For restored lanes: chunks are planned by the policy, so a lane of other rules would
+  // be written where it must not.
+  absl::Status CheckLane(Stream& s, int lane, const LanePolicy& policy, int layer,
+                         int tokens) const;
 
   // While on, Attend notes where each chunk went, and waits for the stream to learn it.
   void RecordPlacements(bool on);

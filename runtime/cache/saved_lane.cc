@@ -208,4 +208,27 @@ absl::Status KvCache::RestoreLane(Stream& s, int lane, std::string_view saved) {
   return absl::OkStatus();
 }
 
+absl::Status KvCache::CheckLane(Stream& s, int lane, const LanePolicy& policy, int layer,
+                                int tokens) const {
+  const State& state = *state_;
+  const LaneRules& rules = state.lane_rules[lane];
+  const int number = state.PolicyNumber(policy.policy);
+  if (number < 0 || rules.policy != number) {
+    return absl::DataLossError(
+        absl::StrCat("saved lane is of another policy than '", policy.policy, "'"));
+  }
+  const int length = policy.cache_length.empty() ? state.shape.length : policy.length_of(layer);
+  ASSIGN_OR_RETURN(LaneRules expected, state.policies[number]->Rules(policy, length));
+  expected.policy = number;
+  if (std::memcmp(&rules, &expected, sizeof(rules)) != 0) {
+    return absl::DataLossError(
+        absl::StrCat("saved lane has other parameters than its policy '", policy.policy, "'"));
+  }
+  if (const int held = state.Progress(s, lane).tokens; held != tokens) {
+    return absl::DataLossError(
+        absl::StrCat("saved lane is of ", held, " tokens, expected ", tokens));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace keyline

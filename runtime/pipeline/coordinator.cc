@@ -35,6 +35,21 @@ void Merge(pipeline::StepResult&& part, Coordinator::Result& result) {
   merged.mutable_hidden()->MergeFrom(part.hidden());
   MergeLayers(part.mutable_traces(), merged.mutable_traces());
   MergeLayers(part.mutable_placements(), merged.mutable_placements());
+  // As traces: the same lanes in the same order. One rank's failure is the lane's.
+  for (int i = 0; i < part.saved_size(); ++i) {
+    pipeline::LaneState& from = *part.mutable_saved(i);
+    if (i == merged.saved_size()) {
+      *merged.add_saved() = std::move(from);
+      continue;
+    }
+    pipeline::LaneState& to = *merged.mutable_saved(i);
+    for (std::string& layer : *from.mutable_layers()) *to.add_layers() = std::move(layer);
+    if (to.status_code() == 0 && from.status_code() != 0) {
+      to.set_status_code(from.status_code());
+      to.set_status_message(from.status_message());
+    }
+  }
+  merged.mutable_restore_failures()->MergeFrom(part.restore_failures());
 }
 
 }  // namespace

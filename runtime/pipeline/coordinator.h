@@ -28,7 +28,7 @@ class Coordinator {
   // Whether Collect would return without waiting. REQUIRES: in_flight() > 0.
   bool ResultReady();
   // The oldest step's result, all ranks' parts merged: tokens and scores of the last rank,
-  // hidden states of their layers' ranks, traces
+  // hidden states of their layers' ranks, traces and saved lanes
   // with all layers, `timings` one a rank where asked for.
   struct Result {
     pipeline::StepResult merged;

@@ -14,6 +14,7 @@
 #include "runtime/model/rope_table.h"
 #include "runtime/pipeline/batch_upload.h"
 #include "runtime/pipeline/hidden_states.h"
+#include "runtime/pipeline/open_lane.h"
 #include "runtime/pipeline/placed_chunks.h"
 #include "runtime/pipeline/step_limit.h"
 #include "runtime/sampling/sampler.h"
@@ -141,6 +142,10 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
 bool Stage::Answers(const StepPlan& plan, int rank, int ranks) {
   if (plan.stop()) return false;
   if (rank == ranks - 1 || plan.want_timing() || plan.want_placements()) return true;
+  if (plan.save_size() > 0) return true;
+  for (const pipeline::OpenLane& open : plan.open()) {
+    if (open.restore_size() > 0) return true;
+  }
   for (const PlanBatch& batch : plan.batches()) {
     for (const PlanChunk& chunk : batch.chunks()) {
       if (chunk.trace() || chunk.hidden_ends()) return true;
@@ -149,24 +154,58 @@ bool Stage::Answers(const StepPlan& plan, int rank, int ranks) {
   return false;
 }
 
-void Stage::OpenLane(const pipeline::OpenLane& open) {
-  LanePolicy policy;
-  policy.policy = open.policy();
-  policy.cache_length.assign(open.cache_length().begin(), open.cache_length().end());
-  if (open.has_sinks()) policy.sinks = open.sinks();
-  policy.grace = open.grace();
-  if (open.has_keep_initial_fraction()) {
-    policy.keep_initial_fraction = open.keep_initial_fraction();
+absl::Status Stage::RestoreLane(const pipeline::OpenLane& open) {
+  const int layers = p_->model->config().layers;
+  if (open.restore_size() != layers) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the saved state has ", open.restore_size(), " layers, this model ", layers));
   }
-  policy.normalize_scores = open.normalize_scores();
-  policy.protect_begin = open.protect_begin();
-  policy.protect_end = open.protect_end();
-  if (open.has_max_protected_fraction()) {
-    policy.max_protected_fraction = open.max_protected_fraction();
-  }
+  const LanePolicy policy = ReadPolicy(open);
   for (size_t i = 0; i < p_->caches.size(); ++i) {
-    p_->caches[i]->OpenLane(*p_->stream, open.lane(), policy,
-                            p_->shard.first_layer + static_cast<int>(i));
+    const int layer = p_->shard.first_layer + static_cast<int>(i);
+    KvCache& cache = *p_->caches[i];
+    absl::Status restored = cache.RestoreLane(*p_->stream, open.lane(), open.restore(layer));
+    if (restored.ok()) {
+      restored = cache.CheckLane(*p_->stream, open.lane(), policy, layer, open.restore_tokens());
+    }
+    if (!restored.ok()) {
+      return absl::Status(restored.code(),
+                          absl::StrCat("layer ", layer, ": ", std::string(restored.message())));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Stage::SaveLane(int lane, StepResult& result) {
+  pipeline::LaneState& state = *result.add_saved();
+  state.set_lane(lane);
+  for (const auto& cache : p_->caches) {
+    absl::StatusOr<std::string> saved = cache->SaveLane(*p_->stream, lane);
+    if (!saved.ok()) {
+      state.clear_layers();
+      state.set_status_code(static_cast<int>(saved.status().code()));
+      state.set_status_message(std::string(saved.status().message()));
+      return;
+    }
+    *state.add_layers() = *std::move(saved);
+  }
+}
+
+void Stage::OpenLane(const pipeline::OpenLane& open, StepResult& result) {
+  if (open.restore_size() > 0) {
+    const absl::Status restored = RestoreLane(open);
+    if (!restored.ok()) {
+      pipeline::RestoreFailure& failure = *result.add_restore_failures();
+      failure.set_lane(open.lane());
+      failure.set_status_code(static_cast<int>(restored.code()));
+      failure.set_status_message(std::string(restored.message()));
+    }
+  } else if (!open.keep()) {
+    const LanePolicy policy = ReadPolicy(open);
+    for (size_t i = 0; i < p_->caches.size(); ++i) {
+      p_->caches[i]->OpenLane(*p_->stream, open.lane(), policy,
+                              p_->shard.first_layer + static_cast<int>(i));
+    }
   }
   if (p_->sampler.has_value()) {
     p_->sampler->SetLane(*p_->stream, open.lane(),
@@ -206,7 +245,9 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
   result.set_rank(p_->rank);
   const int64_t begin_ns = absl::GetCurrentTimeNanos();
   int64_t wait_ns = 0;
-  for (const pipeline::OpenLane& open : plan.open()) OpenLane(open);
+  state.Doing("save and open lanes");
+  for (const int lane : plan.save()) SaveLane(lane, result);
+  for (const pipeline::OpenLane& open : plan.open()) OpenLane(open, result);
   for (const auto& cache : p_->caches) cache->RecordPlacements(plan.want_placements());
   for (const PlanBatch& plan_batch : plan.batches()) {
     p_->upload->Set(s, plan_batch);

@@ -27,8 +27,8 @@ class Stage {
 
   // Runs the plan's batches through this rank's layers: hidden states come from the previous rank
   // and go to the next. The result is this rank's part: tokens and scores on the last rank, hidden
-  // states on the rank of their layer, traces and timing where the plan asks for them. Where it is
-  // shows in comm.state(); on a device that works on its own the watchdog ends the process if the
+  // states on the rank of their layer, traces, timing and lanes' states where the plan asks for them. Where
+  // it is shows in comm.state(); on a device that works on its own the watchdog ends the process if the
   // step hangs.
   absl::StatusOr<pipeline::StepResult> Run(const pipeline::StepPlan& plan, Communicator& comm);
 
@@ -43,7 +43,9 @@ class Stage {
  private:
   struct Parts;
   explicit Stage(std::unique_ptr<Parts> parts);
-  void OpenLane(const pipeline::OpenLane& open);
+  void SaveLane(int lane, pipeline::StepResult& result);
+  void OpenLane(const pipeline::OpenLane& open, pipeline::StepResult& result);
+  absl::Status RestoreLane(const pipeline::OpenLane& open);
   absl::StatusOr<pipeline::StepResult> RunBatches(const pipeline::StepPlan& plan,
                                                   Communicator& comm);
   // Embedding, where it is here, and layers, of the batch in the upload. Enqueues only, but for

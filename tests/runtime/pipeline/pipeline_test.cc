@@ -129,5 +129,100 @@ TEST(Pipeline, TracesComeFromEveryRankInOrder) {
   });
 }
 
+// One chunk of `tokens` tokens into `lane`, opened by `open`, with its log-probabilities.
+pipeline::StepPlan ScorePlan(const pipeline::OpenLane& open, int first_position, int tokens) {
+  pipeline::StepPlan plan;
+  *plan.add_open() = open;
+  pipeline::PlanChunk& chunk = *plan.add_batches()->add_chunks();
+  chunk.set_lane(open.lane());
+  chunk.set_first_position(first_position);
+  chunk.set_chunk_position(first_position);
+  chunk.set_chunk_tokens(tokens);
+  chunk.set_takes_mass(first_position > 0);
+  chunk.set_output(pipeline::OUTPUT_LOGPROBS);
+  for (int i = 0; i < tokens; ++i) {
+    chunk.add_token_ids(10 + 3 * i);
+    chunk.add_targets(7);
+  }
+  return plan;
+}
+
+pipeline::StepResult RunPlan(Coordinator& coordinator, pipeline::StepPlan plan) {
+  EXPECT_TRUE(coordinator.Launch(std::move(plan)).ok());
+  auto result = coordinator.Collect();
+  EXPECT_TRUE(result.ok()) << result.status();
+  return std::move(result->merged);
+}
+
+TEST(Pipeline, ASavedLaneGoesOnInAnotherLaneOfOtherRanks) {
+  pipeline::OpenLane open;
+  open.set_policy("h2o");
+  open.add_cache_length(24);
+  open.set_grace(4);
+  TinySetup setup{.ranks = 3, .cache_length = 24, .policy = "h2o"};
+  pipeline::LaneState state;
+  std::vector<float> expected;
+  const auto logprobs = [](const pipeline::StepResult& result) {
+    return std::vector<float>(result.scores(0).logprobs().begin(),
+                              result.scores(0).logprobs().end());
+  };
+  WithPipeline(setup, [&](Coordinator& c) {
+    RunPlan(c, ScorePlan(open, 0, 24));
+    // The lane is saved as it was before the same plan opens it for another sequence.
+    pipeline::StepPlan plan = ScorePlan(open, 0, 5);
+    plan.add_save(0);
+    const pipeline::StepResult result = RunPlan(c, std::move(plan));
+    ASSERT_EQ(result.saved_size(), 1);
+    state = result.saved(0);
+    EXPECT_EQ(state.status_code(), 0);
+    EXPECT_EQ(state.layers_size(), 3);
+    open.set_lane(1);
+    *open.mutable_restore() = state.layers();
+    open.set_restore_tokens(24);
+    expected = logprobs(RunPlan(c, ScorePlan(open, 24, 9)));
+    open.set_keep(true);
+    open.clear_restore();
+    RunPlan(c, ScorePlan(open, 33, 1));
+    c.Shutdown();
+  });
+  open.set_keep(false);
+  setup.ranks = 2;
+  WithPipeline(setup, [&](Coordinator& c) {
+    open.set_lane(2);
+    *open.mutable_restore() = state.layers();
+    const pipeline::StepResult good = RunPlan(c, ScorePlan(open, 24, 9));
+    EXPECT_EQ(logprobs(good), expected);
+    EXPECT_EQ(good.restore_failures_size(), 0);
+
+    const auto failure = [&](pipeline::OpenLane bad) {
+      pipeline::StepPlan plan;
+      *plan.add_open() = std::move(bad);
+      const pipeline::StepResult result = RunPlan(c, std::move(plan));
+      EXPECT_GE(result.restore_failures_size(), 1);
+      if (result.restore_failures_size() == 0) return absl::StatusCode::kOk;
+      EXPECT_EQ(result.restore_failures(0).lane(), 2);
+      EXPECT_FALSE(result.restore_failures(0).status_message().empty());
+      return static_cast<absl::StatusCode>(result.restore_failures(0).status_code());
+    };
+    pipeline::OpenLane bad = open;
+    bad.mutable_restore()->RemoveLast();
+    EXPECT_EQ(failure(bad), absl::StatusCode::kFailedPrecondition);
+    bad = open;
+    bad.mutable_restore(2)->resize(100);
+    EXPECT_EQ(failure(bad), absl::StatusCode::kInvalidArgument);
+    bad = open;
+    bad.set_restore_tokens(23);
+    EXPECT_EQ(failure(bad), absl::StatusCode::kDataLoss);
+    bad = open;
+    bad.set_grace(5);
+    EXPECT_EQ(failure(bad), absl::StatusCode::kDataLoss);
+    bad = open;
+    bad.set_policy("last_recent");
+    EXPECT_EQ(failure(bad), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(logprobs(RunPlan(c, ScorePlan(open, 24, 9))), expected);
+    c.Shutdown();
+  });
+}
+
 }  // namespace
 }  // namespace keyline
