@@ -13,22 +13,39 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
 #include "runtime/engine/cache_ledger.h"
+#include "runtime/engine/prefix_store.h"
 #include "runtime/engine/request_check.h"
 #include "runtime/engine/scheduler.h"
 #include "runtime/pipeline/coordinator.h"
 #include "runtime/text/tokenizer.h"
 
 namespace keyline {
+namespace {
 
-class Engine::Loop {
+int64_t LaneBytesOf(const Coordinator& coordinator) {
+  const absl::StatusOr<size_t> bytes = LaneBytes(coordinator.model(), coordinator.spec());
+  CHECK(bytes.ok()) << bytes.status();  // the caches exist
+  return static_cast<int64_t>(*bytes);
+}
+
+}  // namespace
+
+class Engine::Loop : private LaneKeeper {
  public:
   Loop(Coordinator& coordinator, const Tokenizer* tokenizer, const EngineOptions& options)
       : coordinator_(coordinator),
         tokenizer_(tokenizer),
         options_(options),
+        lane_bytes_(LaneBytesOf(coordinator)),
+        sessions_(options.sessions, coordinator.spec(), coordinator.model().config(), tokenizer,
+                  lane_bytes_, [this] { Wake(); }),
+        prefixes_(options.max_prefix_bytes),
         scheduler_({.lanes = coordinator.spec().cache.lanes,
                     .max_pass_tokens = coordinator.spec().max_pass_tokens,
-                    .groups = coordinator.spec().pipeline_depth}),
+                    .groups = coordinator.spec().pipeline_depth,
+                    .states_per_step =
+                        static_cast<int>(std::max<int64_t>(kMaxLaneStateBytes / lane_bytes_, 1))},
+                   this),
         ledger_(coordinator.model().config().layers) {
     load_.lanes = coordinator.spec().cache.lanes;
   }
@@ -39,21 +56,33 @@ class Engine::Loop {
   EngineLoad load() const;
   void Watch(std::weak_ptr<CacheWatcher> watcher);
   std::vector<LayerCacheStats> cache_stats() const;
+  SessionStore* sessions() { return &sessions_; }
   absl::Status Run();
   absl::Duration drain_limit() const { return options_.drain_limit; }
 
  private:
   struct Flight {
     std::map<int, std::shared_ptr<Sequence>> by_lane;
+    std::vector<LaneSave> saves;
   };
 
+  // LaneKeeper
+  void AddSaves(int room, std::vector<LaneSave>* saves) override;
+  int GiveUpLane(int room, std::vector<LaneSave>* saves) override;
+  bool Prepare(Sequence& sequence) override;
+  void AtPrefix(const Sequence& sequence, int room, std::vector<LaneSave>* saves) override;
+
+  absl::StatusOr<RequestId> Admit(Request request, std::shared_ptr<TokenSink> sink);
+  void Wake();
   void TakeEvents();
+  std::shared_ptr<Sequence> Remove(RequestId id);
   void EndExpired(absl::Time now);
   void End(RequestId id, const absl::Status& status);
   void EndAll(const absl::Status& status);
   absl::Status LaunchStep(ScheduledStep step,
                           const std::vector<std::shared_ptr<Sequence>>& started);
   absl::Status CollectStep();
+  void CollectStates(pipeline::StepResult& result, const Flight& flight);
   void Complete(const std::shared_ptr<Sequence>& sequence);
   void UpdateLoad();
   bool SomebodyWatches();
@@ -63,6 +92,9 @@ class Engine::Loop {
   Coordinator& coordinator_;
   const Tokenizer* tokenizer_;
   const EngineOptions options_;
+  const int64_t lane_bytes_;
+  Sessions sessions_;
+  PrefixStore prefixes_;        // engine thread only
   Scheduler scheduler_;         // engine thread only
   std::deque<Flight> flights_;  // engine thread only, oldest first
   CacheLedger ledger_;
@@ -72,6 +104,7 @@ class Engine::Loop {
   std::deque<std::shared_ptr<Sequence>> incoming_;
   std::vector<RequestId> cancels_;
   std::map<RequestId, int64_t> queued_;  // tokens reserved by each request that has no lane yet
+  bool woken_ = false;
   bool draining_ = false;
   bool ended_ = false;
   absl::Time drain_deadline_ = absl::InfiniteFuture();
@@ -82,10 +115,27 @@ class Engine::Loop {
 
 absl::StatusOr<RequestId> Engine::Loop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
   CHECK(sink != nullptr);
+  if (!request.session.has_value()) return Admit(std::move(request), std::move(sink));
+  if (request.cache.has_value() || request.prefix_tokens > 0 || request.reads_only()) {
+    return absl::InvalidArgumentError(
+        "session: its cache policy and prefix are those it was created with, and it answers with "
+        "new tokens only");
+  }
+  RETURN_IF_ERROR(sessions_.Claim(request));
+  const std::string session = request.session->id;
+  absl::StatusOr<RequestId> id = Admit(std::move(request), std::move(sink));
+  if (!id.ok()) sessions_.Unclaim(session);
+  return id;
+}
+
+absl::StatusOr<RequestId> Engine::Loop::Admit(Request request, std::shared_ptr<TokenSink> sink) {
   const PipelineSpec& spec = coordinator_.spec();
   RETURN_IF_ERROR(CompleteRequest(request, spec, tokenizer_));
   RETURN_IF_ERROR(
       CheckRequest(request, spec, coordinator_.model().config(), tokenizer_ != nullptr));
+  if (request.prefix_tokens > 0) {
+    request.prefix_key = PrefixKey(*request.cache, request.prompt.data(), request.prefix_tokens);
+  }
   std::vector<int> chunks = ChunksOf(request, spec);
   const int64_t tokens = static_cast<int64_t>(request.prompt.size()) + request.stop.max_new_tokens;
 
@@ -112,6 +162,12 @@ absl::StatusOr<RequestId> Engine::Loop::Submit(Request request, std::shared_ptr<
                                                  absl::Now()));
   events_.notify_all();
   return id;
+}
+
+void Engine::Loop::Wake() {
+  std::lock_guard lock(mutex_);
+  woken_ = true;
+  events_.notify_all();
 }
 
 void Engine::Loop::Cancel(RequestId id) {
@@ -186,13 +242,27 @@ void Engine::Loop::TakeEvents() {
     std::lock_guard lock(mutex_);
     incoming.swap(incoming_);
     cancels.swap(cancels_);
+    woken_ = false;
   }
-  for (auto& sequence : incoming) scheduler_.Enqueue(std::move(sequence));
+  for (const int lane : sessions_.TakeFreedLanes()) scheduler_.FreeLane(lane);
+  for (auto& sequence : incoming) {
+    sessions_.Attach(*sequence);
+    scheduler_.Enqueue(std::move(sequence));
+  }
   for (RequestId id : cancels) End(id, absl::CancelledError("the request was cancelled"));
 }
 
+std::shared_ptr<Sequence> Engine::Loop::Remove(RequestId id) {
+  int lane = -1;
+  std::shared_ptr<Sequence> sequence = scheduler_.Remove(id, &lane);
+  if (sequence != nullptr && !sessions_.EndTurn(*sequence, lane) && lane >= 0) {
+    scheduler_.FreeLane(lane);
+  }
+  return sequence;
+}
+
 void Engine::Loop::End(RequestId id, const absl::Status& status) {
-  std::shared_ptr<Sequence> sequence = scheduler_.Remove(id);
+  std::shared_ptr<Sequence> sequence = Remove(id);
   if (sequence == nullptr) return;
   ledger_.Close(id);
   {
@@ -207,7 +277,11 @@ void Engine::Loop::End(RequestId id, const absl::Status& status) {
 
 void Engine::Loop::EndExpired(absl::Time now) {
   for (const auto& sequence : scheduler_.All()) {
-    if (sequence->request().deadline <= now) {
+    if (sequence->lost) {
+      End(sequence->id(), absl::NotFoundError(absl::StrCat(
+                              "session '", sequence->request().session->id,
+                              "' was lost: --session-memory had no room for its state")));
+    } else if (sequence->request().deadline <= now) {
       End(sequence->id(),
           absl::DeadlineExceededError(absl::StrCat("the request's deadline passed after ",
                                                    sequence->new_tokens(), " new tokens")));
@@ -233,7 +307,8 @@ absl::Status Engine::Loop::LaunchStep(ScheduledStep step,
     for (const auto& sequence : started) queued_.erase(sequence->id());
     ++load_.steps;
     for (const auto& sequence : started) {
-      load_.prompt_tokens += sequence->request().prompt.size();
+      const Usage usage = sequence->usage();
+      load_.prompt_tokens += usage.prompt_tokens - usage.cached_prompt_tokens;
     }
   }
   UpdateLoad();
@@ -247,7 +322,7 @@ absl::Status Engine::Loop::LaunchStep(ScheduledStep step,
                       chunk.token_ids_size());
     }
   }
-  flights_.push_back({std::move(step.by_lane)});
+  flights_.push_back({std::move(step.by_lane), std::move(step.saves)});
   return coordinator_.Launch(std::move(step.plan));
 }
 
@@ -256,7 +331,7 @@ void Engine::Loop::Complete(const std::shared_ptr<Sequence>& sequence) {
   if (sequence->request().response.cache_report) {
     report = ReportCache(*sequence, coordinator_.spec(), coordinator_.model());
   }
-  scheduler_.Remove(sequence->id());
+  Remove(sequence->id());
   ledger_.Close(sequence->id());
   {
     std::lock_guard lock(mutex_);
@@ -276,6 +351,7 @@ absl::Status Engine::Loop::CollectStep() {
     if (found == flight.by_lane.end() || found->second->lane != lane) return nullptr;
     return found->second;
   };
+  CollectStates(result.merged, flight);
   for (const pipeline::ChunkTraceResult& trace : result.merged.traces()) {
     if (auto sequence = sequence_of(trace.lane())) sequence->OnTrace(trace);
   }
@@ -312,6 +388,73 @@ absl::Status Engine::Loop::CollectStep() {
   return absl::OkStatus();
 }
 
+void Engine::Loop::CollectStates(pipeline::StepResult& result, const Flight& flight) {
+  CHECK_EQ(result.saved_size(), static_cast<int>(flight.saves.size()));
+  for (int i = 0; i < result.saved_size(); ++i) {
+    pipeline::LaneState& saved = *result.mutable_saved(i);
+    if (saved.status_code() != 0) {
+      flight.saves[i].done(
+          absl::Status(static_cast<absl::StatusCode>(saved.status_code()), saved.status_message()));
+      continue;
+    }
+    auto image = std::make_shared<LaneImage>();
+    image->tokens = flight.saves[i].tokens;
+    for (std::string& layer : *saved.mutable_layers()) image->layers.push_back(std::move(layer));
+    flight.saves[i].done(std::move(image));
+  }
+  // Of several ranks' failures the first one is told.
+  for (const pipeline::RestoreFailure& failure : result.restore_failures()) {
+    const auto found = flight.by_lane.find(failure.lane());
+    if (found == flight.by_lane.end() || found->second->lane != failure.lane()) continue;
+    End(found->second->id(), absl::Status(static_cast<absl::StatusCode>(failure.status_code()),
+                                          failure.status_message()));
+  }
+  for (const auto& [lane, sequence] : flight.by_lane) {
+    if (!sequence->restoring || sequence->lane != lane) continue;
+    sequence->restoring = false;
+    sequence->image = nullptr;
+  }
+}
+
+void Engine::Loop::AddSaves(int room, std::vector<LaneSave>* saves) {
+  sessions_.AddSaves(room, saves);
+}
+
+int Engine::Loop::GiveUpLane(int room, std::vector<LaneSave>* saves) {
+  return sessions_.GiveUpLane(room, saves);
+}
+
+bool Engine::Loop::Prepare(Sequence& sequence) {
+  const Request& request = sequence.request();
+  if (!sessions_.Prepare(sequence)) {
+    if (sequence.lost) Wake();  // EndExpired takes it
+    return false;
+  }
+  if (request.prefix_tokens > 0 && sequence.image == nullptr) {
+    LaneImagePtr snapshot = prefixes_.Find(request.prefix_key);
+    if (snapshot != nullptr) sequence.BeginWith(std::move(snapshot));
+  }
+  return true;
+}
+
+void Engine::Loop::AtPrefix(const Sequence& sequence, int room, std::vector<LaneSave>* saves) {
+  const std::string& key = sequence.request().prefix_key;
+  if (static_cast<int>(saves->size()) >= room || lane_bytes_ > kMaxLaneStateBytes ||
+      !prefixes_.StartMaking(key)) {
+    return;
+  }
+  saves->push_back({.lane = sequence.lane,
+                    .tokens = sequence.tokens_processed(),
+                    .done = [this, key](absl::StatusOr<LaneImagePtr> image) {
+                      if (image.ok()) {
+                        prefixes_.Insert(key, *std::move(image));
+                      } else {
+                        LOG(WARNING) << "a prefix was not kept: " << image.status();
+                        prefixes_.Abandon(key);
+                      }
+                    }});
+}
+
 bool Engine::Loop::DrainIsOver() const {
   std::lock_guard lock(mutex_);
   return absl::Now() >= drain_deadline_;
@@ -340,12 +483,13 @@ absl::Status Engine::Loop::Run() {
     }
     std::unique_lock lock(mutex_);
     if (draining_ && incoming_.empty() && scheduler_.idle()) break;
-    if (incoming_.empty() && cancels_.empty() && !draining_) events_.wait(lock);
+    if (incoming_.empty() && cancels_.empty() && !draining_ && !woken_) events_.wait(lock);
   }
   {
     std::lock_guard lock(mutex_);
     ended_ = true;
   }
+  sessions_.End(absl::UnavailableError("the server is shutting down"));
   if (!status.ok()) {
     EndAll(absl::UnavailableError(
         absl::StrCat("the pipeline was lost: ", std::string(status.message()))));
@@ -369,5 +513,6 @@ void Engine::Stop() { loop_->Drain(absl::ZeroDuration()); }
 EngineLoad Engine::load() const { return loop_->load(); }
 void Engine::Watch(std::weak_ptr<CacheWatcher> watcher) { loop_->Watch(std::move(watcher)); }
 std::vector<LayerCacheStats> Engine::cache_stats() const { return loop_->cache_stats(); }
+SessionStore* Engine::sessions() { return loop_->sessions(); }
 
 }  // namespace keyline

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "runtime/engine/request_queue.h"
+#include "runtime/engine/sessions.h"
 #include "runtime/pipeline/step_plan.pb.h"
 
 namespace keyline {
@@ -22,6 +23,8 @@ struct EngineOptions {
   int max_queued_requests = 256;
   int64_t max_queued_tokens = 1 << 20;  // prompt + max_new_tokens of all that wait
   absl::Duration drain_limit = absl::Seconds(30);
+  SessionLimits sessions;
+  int64_t max_prefix_bytes = int64_t{512} << 20;  // of snapshots of prompt prefixes; 0: none
   // Run ends the other ranks' loops when it returns. False: the coordinator is used again.
   bool stop_workers_at_end = true;
   // Hears when each rank began and ended each step; null: not measured.
@@ -41,6 +44,7 @@ class Engine : public RequestQueue {
   EngineLoad load() const override;
   void Watch(std::weak_ptr<CacheWatcher> watcher) override;
   std::vector<LayerCacheStats> cache_stats() const override;
+  SessionStore* sessions() override;
 
   // Serves until Stop or a drain's end, then ends the workers (options). An error of the pipeline
   // ends all requests with UNAVAILABLE and is returned.

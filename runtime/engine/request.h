@@ -51,9 +51,23 @@ struct EmbedOptions {
   Pooling pooling = Pooling::kLast;
 };
 
+// A request that goes on with a session (runtime/engine/session_store.h).
+struct SessionTurn {
+  std::string id;
+  uint64_t turn = 0;  // SessionInfo::turns as its prompt was made for
+};
+
 struct Request {
   std::string label;            // the client's request id, for logs
-  std::vector<int32_t> prompt;  // token ids, at least one
+  std::vector<int32_t> prompt;  // token ids, at least one; what is new, where a session goes on
+  std::optional<SessionTurn> session;
+  // The first so many tokens of the prompt, fewer than all, are a prefix that other requests share:
+  // a chunk boundary, behind which the lane's state is kept for them. 0: none. Not with `session`.
+  int prefix_tokens = 0;
+  // The engine's own: position of prompt[0], where a session goes on; and what the prefix's
+  // snapshot is found by.
+  int first_position = 0;
+  std::string prefix_key;
   // Random numbers are keyed by (seed, sequence, position): the same request draws the same numbers
   // wherever and beside whatever it runs. `sequence` tells several answers of one request apart.
   SamplingParams sampling;
@@ -85,7 +99,8 @@ struct TokenDelta {
 enum class FinishReason { kStop, kLength };
 
 struct Usage {
-  int prompt_tokens = 0;
+  int prompt_tokens = 0;         // of the whole conversation, where a session goes on
+  int cached_prompt_tokens = 0;  // of those, not computed: a session or a snapshot had them
   int new_tokens = 0;
 };
 

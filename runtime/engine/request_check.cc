@@ -110,11 +110,17 @@ absl::Status CompleteRequest(Request& request, const PipelineSpec& spec,
 absl::Status CheckRequest(const Request& request, const PipelineSpec& spec,
                           const ModelConfig& model, bool has_tokenizer) {
   if (request.prompt.empty()) return Bad("prompt", "must have at least one token");
-  const int prompt = static_cast<int>(
-      std::min<size_t>(request.prompt.size(), static_cast<size_t>(spec.max_positions) + 1));
-  if (prompt > spec.max_positions) {
-    return Bad("prompt", absl::StrCat(request.prompt.size(), " tokens; this model has ",
-                                      spec.max_positions, " positions"));
+  const size_t tokens = request.first_position + request.prompt.size();
+  if (tokens > static_cast<size_t>(spec.max_positions)) {
+    return Bad("prompt",
+               absl::StrCat(tokens, " tokens",
+                            request.first_position > 0 ? " with the session's so far" : "",
+                            "; this model has ", spec.max_positions, " positions"));
+  }
+  const int prompt = static_cast<int>(tokens);
+  if (request.prefix_tokens < 0 || (request.prefix_tokens > 0 && request.prefix_tokens >= prompt)) {
+    return Bad("prefix", absl::StrCat("got ", request.prefix_tokens, " tokens, must be less than ",
+                                      "the prompt's ", prompt));
   }
   for (size_t i = 0; i < request.prompt.size(); ++i) {
     if (request.prompt[i] < 0 || request.prompt[i] >= model.vocab_size) {
@@ -154,9 +160,17 @@ std::vector<int> ChunksOf(const Request& request, const PipelineSpec& spec) {
   for (size_t l = 0; l < spec.cache_lengths.size(); ++l) {
     lengths.push_back(policy.length_of(static_cast<int>(l)));
   }
+  // A policy that evicts nothing may be cut at will; its chunks must fit beside what else runs.
+  const bool dense = policy.policy == "dense";
+  const int chunk_size =
+      dense ? std::min(ChunkSize(policy),
+                       std::max(spec.max_pass_tokens - spec.cache.lanes - kChunkOvershoot, 1))
+            : ChunkSize(policy);
   const int tail = DecodeTail(request);
+  const int done = request.first_position;
   std::vector<int> chunks =
-      PlanChunks(lengths, static_cast<int>(request.prompt.size()) - tail, ChunkSize(policy));
+      PlanChunks(lengths, done + static_cast<int>(request.prompt.size()) - tail, chunk_size, done,
+                 request.prefix_tokens);
   chunks.insert(chunks.end(), tail, 1);
   return chunks;
 }

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/engine/cache_events.h"
 #include "runtime/engine/request.h"
+#include "runtime/engine/session_store.h"
 #include "runtime/engine/token_sink.h"
 
 namespace keyline {
@@ -33,7 +34,8 @@ class RequestQueue {
  public:
   virtual ~RequestQueue() = default;
   // Validates and queues. INVALID_ARGUMENT (field, limit, got, what would fit), RESOURCE_EXHAUSTED
-  // (queue full), UNAVAILABLE (draining or stopped). After OK the sink hears exactly one OnFinish
+  // (queue full), UNAVAILABLE (draining or stopped), NOT_FOUND (no such session),
+  // FAILED_PRECONDITION (the session is busy). After OK the sink hears exactly one OnFinish
   // or OnError, perhaps before Submit has returned; after an error it hears nothing.
   virtual absl::StatusOr<RequestId> Submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
   // The lane is free at the next step; the sink hears OnError(CANCELLED). Unknown ids are ignored.
@@ -48,6 +50,8 @@ class RequestQueue {
   virtual void Watch(std::weak_ptr<CacheWatcher> watcher) = 0;
   // One a layer.
   virtual std::vector<LayerCacheStats> cache_stats() const = 0;
+  // Null: there are none here, and requests must not name one.
+  virtual SessionStore* sessions() { return nullptr; }
 };
 
 }  // namespace keyline

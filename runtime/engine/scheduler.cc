@@ -5,21 +5,14 @@
 #include <algorithm>
 #include <utility>
 
+#include "runtime/pipeline/open_lane.h"
+
 namespace keyline {
 namespace {
 
 void WriteOpenLane(const Sequence& sequence, pipeline::OpenLane& open) {
-  const LanePolicy& policy = *sequence.request().cache;
   open.set_lane(sequence.lane);
-  open.set_policy(policy.policy);
-  open.mutable_cache_length()->Assign(policy.cache_length.begin(), policy.cache_length.end());
-  if (policy.sinks.has_value()) open.set_sinks(*policy.sinks);
-  open.set_grace(policy.grace);
-  open.set_keep_initial_fraction(policy.keep_initial_fraction);
-  open.set_normalize_scores(policy.normalize_scores);
-  open.set_protect_begin(policy.protect_begin);
-  open.set_protect_end(policy.protect_end);
-  open.set_max_protected_fraction(policy.max_protected_fraction);
+  WritePolicy(*sequence.request().cache, open);
   const SamplingParams& sampling = sequence.request().sampling;
   open.set_temperature(sampling.temperature);
   open.set_top_k(sampling.top_k);
@@ -27,12 +20,16 @@ void WriteOpenLane(const Sequence& sequence, pipeline::OpenLane& open) {
   open.set_min_p(sampling.min_p);
   open.set_seed(sampling.seed);
   open.set_sequence(sampling.sequence);
+  if (sequence.image != nullptr) {
+    open.mutable_restore()->Assign(sequence.image->layers.begin(), sequence.image->layers.end());
+    open.set_restore_tokens(sequence.image->tokens);
+  }
 }
 
 }  // namespace
 
-Scheduler::Scheduler(const SchedulerLimits& limits)
-    : limits_(limits), group_size_(limits.groups, 0) {
+Scheduler::Scheduler(const SchedulerLimits& limits, LaneKeeper* keeper)
+    : limits_(limits), keeper_(keeper), group_size_(limits.groups, 0) {
   CHECK_GE(limits.lanes, 1);
   CHECK_GE(limits.groups, 1);
   for (int lane = limits.lanes - 1; lane >= 0; --lane) free_lanes_.push_back(lane);
@@ -42,42 +39,81 @@ void Scheduler::Enqueue(std::shared_ptr<Sequence> sequence) {
   waiting_.push_back(std::move(sequence));
 }
 
-std::shared_ptr<Sequence> Scheduler::Remove(RequestId id) {
+std::shared_ptr<Sequence> Scheduler::Remove(RequestId id, int* kept_lane) {
   const auto is_it = [id](const auto& sequence) { return sequence->id() == id; };
   if (auto it = std::find_if(running_.begin(), running_.end(), is_it); it != running_.end()) {
     std::shared_ptr<Sequence> sequence = *it;
     running_.erase(it);
     --group_size_[sequence->group];
-    free_lanes_.push_back(std::exchange(sequence->lane, -1));
+    const int lane = std::exchange(sequence->lane, -1);
+    if (kept_lane != nullptr) {
+      *kept_lane = lane;
+    } else {
+      free_lanes_.push_back(lane);
+    }
     return sequence;
   }
   if (auto it = std::find_if(waiting_.begin(), waiting_.end(), is_it); it != waiting_.end()) {
     std::shared_ptr<Sequence> sequence = *it;
     waiting_.erase(it);
+    if (kept_lane != nullptr) *kept_lane = std::exchange(sequence->lane, -1);
     return sequence;
   }
   return nullptr;
 }
 
-void Scheduler::Admit(pipeline::StepPlan& plan, std::vector<std::shared_ptr<Sequence>>* started) {
-  while (!waiting_.empty() && !free_lanes_.empty()) {
-    std::shared_ptr<Sequence> sequence = std::move(waiting_.front());
-    waiting_.pop_front();
-    sequence->lane = free_lanes_.back();
+int Scheduler::TakeLane(ScheduledStep& step) {
+  if (!free_lanes_.empty()) {
+    const int lane = free_lanes_.back();
     free_lanes_.pop_back();
-    sequence->group = static_cast<int>(std::min_element(group_size_.begin(), group_size_.end()) -
-                                       group_size_.begin());
-    ++group_size_[sequence->group];
-    WriteOpenLane(*sequence, *plan.add_open());
-    started->push_back(sequence);
-    running_.push_back(std::move(sequence));
+    return lane;
+  }
+  return keeper_ == nullptr ? -1 : keeper_->GiveUpLane(limits_.states_per_step, &step.saves);
+}
+
+void Scheduler::Start(std::shared_ptr<Sequence> sequence, pipeline::OpenLane& open) {
+  sequence->group = static_cast<int>(std::min_element(group_size_.begin(), group_size_.end()) -
+                                     group_size_.begin());
+  ++group_size_[sequence->group];
+  WriteOpenLane(*sequence, open);
+  sequence->restoring = open.restore_size() > 0;
+  running_.push_back(std::move(sequence));
+}
+
+void Scheduler::Admit(ScheduledStep& step, std::vector<std::shared_ptr<Sequence>>* started) {
+  int restores = 0;
+  bool lanes_left = true;
+  for (auto it = waiting_.begin(); it != waiting_.end();) {
+    Sequence& sequence = **it;
+    const bool has_lane = sequence.lane >= 0;  // its session's
+    if (!has_lane) {
+      // Oldest first, but for those whose states are on their way.
+      if (!lanes_left || (keeper_ != nullptr && !keeper_->Prepare(sequence))) {
+        ++it;
+        continue;
+      }
+      const bool restore = sequence.image != nullptr;
+      if (!restore || restores < limits_.states_per_step) sequence.lane = TakeLane(step);
+      lanes_left = sequence.lane >= 0;
+      if (!lanes_left) {
+        ++it;
+        continue;
+      }
+      restores += restore ? 1 : 0;
+    }
+    pipeline::OpenLane& open = *step.plan.add_open();
+    open.set_keep(has_lane);
+    started->push_back(*it);
+    Start(std::move(*it), open);
+    if (started->back()->restoring) step.by_lane[started->back()->lane] = started->back();
+    it = waiting_.erase(it);
   }
 }
 
 std::optional<ScheduledStep> Scheduler::NextStep(std::vector<std::shared_ptr<Sequence>>* started) {
   ScheduledStep step;
-  const size_t started_before = started->size();
-  Admit(step.plan, started);
+  if (keeper_ != nullptr) keeper_->AddSaves(limits_.states_per_step, &step.saves);
+  Admit(step, started);
   pipeline::PlanBatch batch;
   int budget = limits_.max_pass_tokens;
   const auto add = [&](const std::shared_ptr<Sequence>& sequence, pipeline::PlanChunk chunk) {
@@ -96,18 +132,21 @@ std::optional<ScheduledStep> Scheduler::NextStep(std::vector<std::shared_ptr<Seq
     }
   }
   for (const auto& sequence : running_) {
-    if (!sequence->prefilling() || budget <= 0) continue;
+    if (!sequence->prefilling() || sequence->restoring || budget <= 0) continue;
     const int tokens = sequence->NextPrefillTokens(budget);
     // A chunk that does not fit goes first in the next step that has no room problem: younger
     // prompts must not overtake it for ever, so they wait behind it.
     if (tokens == 0) break;
+    if (keeper_ != nullptr && sequence->at_prefix_mark()) {
+      keeper_->AtPrefix(*sequence, limits_.states_per_step, &step.saves);
+    }
     add(sequence, sequence->TakePrefill(tokens));
   }
-  if (batch.chunks_size() == 0) {
-    CHECK_EQ(started->size(), started_before) << "an admitted sequence always has a chunk to run";
+  for (const LaneSave& save : step.saves) step.plan.add_save(save.lane);
+  if (batch.chunks_size() > 0) *step.plan.add_batches() = std::move(batch);
+  if (step.plan.batches_size() + step.plan.open_size() + step.plan.save_size() == 0) {
     return std::nullopt;
   }
-  *step.plan.add_batches() = std::move(batch);
   return step;
 }
 

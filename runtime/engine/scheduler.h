@@ -12,6 +12,7 @@
 #include <optional>
 #include <vector>
 
+#include "runtime/engine/lane_keeper.h"
 #include "runtime/engine/sequence.h"
 #include "runtime/pipeline/step_plan.pb.h"
 
@@ -21,24 +22,30 @@ struct SchedulerLimits {
   int lanes = 1;
   int max_pass_tokens = 512;  // REQUIRES: >= lanes + the longest chunk after the first
   int groups = 1;             // micro-batches; the pipeline's depth
+  int states_per_step = 1;    // most lanes that one step restores, and that it saves
 };
 
 // A step and the sequences that its chunks belong to (results come by lane).
 struct ScheduledStep {
   pipeline::StepPlan plan;
   std::map<int, std::shared_ptr<Sequence>> by_lane;
+  std::vector<LaneSave> saves;  // of the plan's `save`, in that order
 };
 
 class Scheduler {
  public:
-  explicit Scheduler(const SchedulerLimits& limits);
+  // `keeper` may be null; else it must outlive the scheduler.
+  explicit Scheduler(const SchedulerLimits& limits, LaneKeeper* keeper = nullptr);
 
   void Enqueue(std::shared_ptr<Sequence> sequence);
   // Ends a sequence, running or queued: its lane is free for the next plan. Results of its steps in
-  // flight must be ignored by the caller. Returns it, or null if unknown.
-  std::shared_ptr<Sequence> Remove(RequestId id);
-  // The next step, or nothing where all sequences wait for results. Admits queued sequences to free
-  // lanes; `started` hears of each.
+  // flight must be ignored by the caller. Returns it, or null if unknown. Where `kept_lane` is
+  // given, its lane (-1: it had none) is the caller's, until FreeLane.
+  std::shared_ptr<Sequence> Remove(RequestId id, int* kept_lane = nullptr);
+  void FreeLane(int lane) { free_lanes_.push_back(lane); }
+  // The next step, or nothing where all sequences wait for results. A step may have no chunks,
+  // where lanes are restored or saved. Admits queued sequences to free lanes; `started` hears of
+  // each.
   std::optional<ScheduledStep> NextStep(std::vector<std::shared_ptr<Sequence>>* started);
 
   int running() const { return static_cast<int>(running_.size()); }
@@ -48,9 +55,12 @@ class Scheduler {
   std::vector<std::shared_ptr<Sequence>> All() const;
 
  private:
-  void Admit(pipeline::StepPlan& plan, std::vector<std::shared_ptr<Sequence>>* started);
+  void Admit(ScheduledStep& step, std::vector<std::shared_ptr<Sequence>>* started);
+  void Start(std::shared_ptr<Sequence> sequence, pipeline::OpenLane& open);
+  int TakeLane(ScheduledStep& step);
 
   SchedulerLimits limits_;
+  LaneKeeper* keeper_;
   std::deque<std::shared_ptr<Sequence>> waiting_;
   std::vector<std::shared_ptr<Sequence>> running_;  // oldest first
   std::vector<int> free_lanes_;                     // highest first, so that lane 0 is used first

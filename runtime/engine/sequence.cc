@@ -20,6 +20,8 @@ Sequence::Sequence(RequestId id, Request request, std::shared_ptr<TokenSink> sin
       chunks_(std::move(chunks)),
       max_positions_(max_positions),
       submitted_(submitted),
+      begun_at_(request_.first_position),
+      launched_(request_.first_position),
       tokenizer_(tokenizer) {
   if (tokenizer_ != nullptr) eos_ = tokenizer_->eos_ids();
   const bool wants_text = request_.response.text || !request_.stop.stop_strings.empty();
@@ -35,7 +37,7 @@ bool Sequence::ready_to_decode() const {
 
 int Sequence::NextPrefillTokens(int budget) const {
   const int rest = chunks_[next_chunk_] - piece_done_;
-  const bool first_chunk = next_chunk_ == 0;
+  const bool first_chunk = launched_ == piece_done_;
   if (first_chunk) return std::min(rest, budget);
   return rest <= budget ? rest : 0;
 }
@@ -46,10 +48,12 @@ pipeline::PlanChunk Sequence::TakePrefill(int tokens) {
   pipeline::PlanChunk chunk;
   chunk.set_lane(lane);
   chunk.set_first_position(launched_);
-  chunk.set_takes_mass(next_chunk_ > 0);
+  chunk.set_takes_mass(launched_ > piece_done_);  // not the sequence's first
   chunk.set_chunk_tokens(chunks_[next_chunk_]);
   chunk.set_chunk_position(launched_ - piece_done_);
-  for (int i = 0; i < tokens; ++i) chunk.add_token_ids(request_.prompt[launched_ + i]);
+  for (int i = 0; i < tokens; ++i) {
+    chunk.add_token_ids(request_.prompt[launched_ - request_.first_position + i]);
+  }
   launched_ += tokens;
   piece_done_ += tokens;
   if (piece_done_ == chunks_[next_chunk_]) {
@@ -155,7 +159,7 @@ bool Sequence::OnSampled(const pipeline::SampledTokenResult& sampled, absl::Time
   if (finished) {
     reason_ = FinishReason::kStop;
   } else if (new_tokens() >= request_.stop.max_new_tokens ||
-             static_cast<int>(request_.prompt.size()) + new_tokens() >= max_positions_) {
+             prompt_end() + new_tokens() >= max_positions_) {
     finished = true;
     reason_ = FinishReason::kLength;
   }
@@ -209,7 +213,37 @@ void Sequence::OnTrace(const pipeline::ChunkTraceResult& trace) {
 }
 
 Usage Sequence::usage() const {
-  return {.prompt_tokens = static_cast<int>(request_.prompt.size()), .new_tokens = new_tokens()};
+  return {
+      .prompt_tokens = prompt_end(), .cached_prompt_tokens = begun_at_, .new_tokens = new_tokens()};
+}
+
+int Sequence::prompt_end() const {
+  return request_.first_position + static_cast<int>(request_.prompt.size());
+}
+
+void Sequence::BeginWith(LaneImagePtr state) {
+  CHECK(!progressed());
+  while (launched_ < state->tokens) launched_ += chunks_.at(next_chunk_++);
+  CHECK_EQ(launched_, state->tokens) << "a state that ends within a chunk";
+  begun_at_ = launched_;
+  image = std::move(state);
+}
+
+bool Sequence::at_prefix_mark() const {
+  return request_.prefix_tokens > 0 && launched_ == request_.prefix_tokens && progressed() &&
+         piece_done_ == 0;
+}
+
+Standing Sequence::standing() const {
+  // A first chunk that was cut within its pieces is no state to go on from: back to the start.
+  Standing now{.tokens = launched_ - piece_done_, .pending = {}, .last_token = -1};
+  if (now.tokens < prompt_end()) {
+    now.pending.assign(request_.prompt.begin() + (now.tokens - request_.first_position),
+                       request_.prompt.end());
+  }
+  if (!generated_.empty() && !token_in_flight_) now.pending.push_back(generated_.back());
+  now.last_token = generated_.empty() ? request_.prompt.back() : generated_.back();
+  return now;
 }
 
 void Sequence::Finish(absl::Time now, std::optional<CacheReport> cache) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "runtime/engine/lane_keeper.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/token_sink.h"
 #include "runtime/pipeline/step_plan.pb.h"
@@ -16,6 +17,14 @@
 #include "runtime/text/stop_matcher.h"
 
 namespace keyline {
+
+// Where a conversation stands: what its lane has processed, and tokens that come next (the last
+// sampled one has not been fed; a cancelled prompt's rest neither).
+struct Standing {
+  int tokens = 0;
+  std::vector<int32_t> pending;
+  int32_t last_token = -1;
+};
 
 class Sequence {
  public:
@@ -30,8 +39,11 @@ class Sequence {
   absl::Time submitted() const { return submitted_; }
 
   // ---- Launching ----
-  int lane = -1;   // while it holds one
-  int group = -1;  // micro-batch that its decode steps belong to
+  int lane = -1;           // while it holds one
+  int group = -1;          // micro-batch that its decode steps belong to
+  LaneImagePtr image;      // what its lane is to begin with; null: nothing, or what is in the lane
+  bool lost = false;       // its session is: it cannot start
+  bool restoring = false;  // until the step with the image is known to have worked
   bool prefilling() const { return next_chunk_ < chunks_.size(); }
   // Whether a decode step could be launched now: its last token is known and none is in flight.
   bool ready_to_decode() const;
@@ -41,6 +53,12 @@ class Sequence {
   // The next chunk of `tokens` tokens (prefill), or the decode step (1 token). Advances.
   pipeline::PlanChunk TakePrefill(int tokens);
   pipeline::PlanChunk TakeDecode();
+  // Tokens that `state` has need not be processed; they end at a chunk boundary. Before the first
+  // chunk.
+  void BeginWith(LaneImagePtr state);
+  // Whether the next chunk begins at the request's prefix mark, and the tokens before were
+  // processed here.
+  bool at_prefix_mark() const;
   void MarkStarted(absl::Time now);
   bool started() const { return started_.has_value(); }
 
@@ -56,6 +74,9 @@ class Sequence {
 
   int new_tokens() const { return static_cast<int>(generated_.size()); }
   int tokens_processed() const { return launched_; }  // positions that have been launched
+  // Whether anything has been launched. False: the lane is as it was.
+  bool progressed() const { return launched_ > begun_at_; }
+  Standing standing() const;
   Usage usage() const;
   // Tells the sink the end. Once.
   void Finish(absl::Time now, std::optional<CacheReport> cache);
@@ -63,6 +84,7 @@ class Sequence {
 
  private:
   bool StopsAt(int32_t token) const;
+  int prompt_end() const;  // position behind the prompt
   void Emit(TokenDelta delta);
 
   RequestId id_;
@@ -76,7 +98,8 @@ class Sequence {
 
   size_t next_chunk_ = 0;
   int piece_done_ = 0;  // tokens of the chunk at hand that have been launched
-  int launched_ = 0;    // tokens of the sequence that have been launched
+  int begun_at_ = 0;    // tokens that its lane began with
+  int launched_ = 0;    // tokens of the sequence that have been launched, or begun with
   bool token_in_flight_ = false;
   std::vector<int32_t> generated_;
 
