@@ -64,6 +64,7 @@ absl::Status CheckValues(const std::string& path, const LaunchOptions& o) {
   limits.Within("server.max_queued_requests", o.max_queued_requests, 0, 1 << 20);
   limits.Within("server.max_queued_tokens", o.max_queued_tokens, int64_t{1}, INT64_MAX);
   limits.Within("server.drain_seconds", o.drain_seconds, 0.0, 1e9);
+  limits.Within("server.max_sessions", o.max_sessions, 0, 1 << 20);
   return limits.status();
 }
 
@@ -98,6 +99,10 @@ void ApplyServer(const config::Server& server, LaunchOptions& o) {
   if (server.has_max_queued_requests()) o.max_queued_requests = server.max_queued_requests();
   if (server.has_max_queued_tokens()) o.max_queued_tokens = server.max_queued_tokens();
   if (server.has_drain_seconds()) o.drain_seconds = server.drain_seconds();
+  if (server.has_session_dir()) o.session_dir = server.session_dir();
+  if (server.has_session_memory()) o.session_memory = server.session_memory();
+  if (server.has_max_sessions()) o.max_sessions = server.max_sessions();
+  if (server.has_prefix_memory()) o.prefix_memory = server.prefix_memory();
 }
 
 }  // namespace

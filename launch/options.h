@@ -44,6 +44,10 @@ struct LaunchOptions {
   int max_queued_requests = 256;
   int64_t max_queued_tokens = 1 << 20;
   double drain_seconds = 30;
+  std::string session_dir;  // "": sessions are not saved
+  std::string session_memory = "1GiB";
+  int max_sessions = 256;
+  std::string prefix_memory = "512MiB";
 };
 
 // --model, --ranks, --device, ...

@@ -18,6 +18,7 @@
 #include "launch/wiring.h"
 #include "rpc/server/server.h"
 #include "runtime/engine/engine.h"
+#include "runtime/model/fingerprint.h"
 #include "runtime/transport/communicator.h"
 
 namespace keyline {
@@ -95,17 +96,32 @@ absl::StatusOr<ServerFacts> FactsOf(const OpenedModel& opened, const PipelineSpe
   return facts;
 }
 
-absl::Status Lead(const LaunchOptions& options, const OpenedModel& opened, Coordinator& coordinator,
+absl::StatusOr<EngineOptions> EngineOptionsOf(const LaunchOptions& options,
+                                              const OpenedModel& opened, const PipelineSpec& spec) {
+  EngineOptions engine;
+  engine.max_queued_requests = options.max_queued_requests;
+  engine.max_queued_tokens = options.max_queued_tokens;
+  engine.drain_limit = absl::Seconds(options.drain_seconds);
+  RETURN_IF_ERROR(SessionDir::Check(options.session_dir));
+  engine.sessions.dir = options.session_dir;
+  engine.sessions.max_sessions = options.max_sessions;
+  ASSIGN_OR_RETURN(const uint64_t session_bytes, ParseBytes(options.session_memory));
+  ASSIGN_OR_RETURN(const uint64_t prefix_bytes, ParseBytes(options.prefix_memory));
+  engine.sessions.max_bytes = static_cast<int64_t>(session_bytes);
+  engine.max_prefix_bytes = static_cast<int64_t>(prefix_bytes);
+  ASSIGN_OR_RETURN(engine.sessions.model,
+                   ModelFingerprint(*opened.model, opened.weights(), spec.dtype));
+  return engine;
+}
+
+absl::Status Lead(const LaunchOptions& options, const EngineOptions& engine_options,
+                  const OpenedModel& opened, Coordinator& coordinator,
                   const std::vector<pipeline::RankReady>& ranks) {
   const PipelineSpec& spec = coordinator.spec();
   const std::vector<PlacementRow> rows = RowsOf(ranks, spec);
   ASSIGN_OR_RETURN(const std::string report, PlacementReport(opened, spec, rows));
   ASSIGN_OR_RETURN(const ServerFacts facts, FactsOf(opened, spec, rows));
 
-  EngineOptions engine_options;
-  engine_options.max_queued_requests = options.max_queued_requests;
-  engine_options.max_queued_tokens = options.max_queued_tokens;
-  engine_options.drain_limit = absl::Seconds(options.drain_seconds);
   Engine engine(coordinator, opened.tokenizer.get(), engine_options);
   ServeOptions serve_options;
   serve_options.address = options.address;
@@ -146,9 +162,11 @@ absl::Status Serve(const LaunchOptions& options) {
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   ASSIGN_OR_RETURN(const OpenedModel opened, OpenModel(options.model, NeedTokenizer::kNo));
   ASSIGN_OR_RETURN(const PipelineSpec spec, MakeSpec(options, opened, {.lanes = kServeLanes}));
+  // Before weights are loaded: a mistyped folder should not take minutes to be told.
+  ASSIGN_OR_RETURN(const EngineOptions engine_options, EngineOptionsOf(options, opened, spec));
   return RunPipeline(options, opened, spec, /*show_progress=*/true,
                      [&](Coordinator& coordinator, const std::vector<pipeline::RankReady>& ranks) {
-                       return Lead(options, opened, coordinator, ranks);
+                       return Lead(options, engine_options, opened, coordinator, ranks);
                      });
 }
 
@@ -177,6 +195,18 @@ void AddServe(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddOption(sub, "--drain-seconds", options.drain_seconds,
             "how long running requests may go on after SIGTERM")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  AddOption(sub, "--session-dir", options.session_dir,
+            "folder where sessions are saved; without it, they are not");
+  AddOption(sub, "--session-memory", options.session_memory,
+            "most host memory of sessions that have given their lane up")
+      ->capture_default_str();
+  AddOption(sub, "--max-sessions", options.max_sessions,
+            "sessions at a time, and saved ones; 0: none")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  AddOption(sub, "--prefix-memory", options.prefix_memory,
+            "most host memory of snapshots of prompt prefixes; 0: none")
       ->capture_default_str();
   sub.callback([&options, &chosen] { chosen = [&options] { return Serve(options); }; });
 }

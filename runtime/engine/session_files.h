@@ -37,7 +37,7 @@ std::string EncodeSession(const SessionState& state, const std::string& model);
 // Whether the state makes sense for a server's caches is not looked at.
 absl::StatusOr<SessionState> DecodeSession(std::string_view bytes, const std::string& model);
 
-// 32 random hexadecimal digits; also what sessions are called, since to know the name is to own it.
+// 32 random hexadecimal digits: names of files, and of sessions.
 std::string RandomName();
 
 class SessionDir {
