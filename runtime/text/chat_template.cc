@@ -197,6 +197,94 @@ absl::StatusOr<std::vector<ChatSegment>> RenderGemma(std::string_view jinja,
   return out.Take();
 }
 
+absl::Status CheckMessages(const std::vector<ChatMessage>& messages) {
+  if (messages.empty()) {
+    return absl::InvalidArgumentError("messages is empty; a chat needs at least one");
+  }
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const std::string& role = messages[i].role;
+    if (role != "system" && role != "user" && role != "assistant") {
+      return absl::InvalidArgumentError(
+          absl::StrCat("messages[", i, "].role is \"", role, "\", not system, user or assistant"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+constexpr std::string_view kEotId = "<|eot_id|>", kEndOfTurn = "<end_of_turn>";
+
+// The token that ends a turn.
+std::string_view TurnEnd(ChatFormat format) {
+  if (format == ChatFormat::kChatMl) return kImEnd;
+  return format == ChatFormat::kLlama3 ? kEotId : kEndOfTurn;
+}
+
+absl::StatusOr<std::vector<int32_t>> EncodeSegments(const Tokenizer& tokenizer,
+                                                    const std::vector<ChatSegment>& segments) {
+  std::vector<int32_t> ids;
+  for (const ChatSegment& segment : segments) {
+    if (segment.markup) {
+      const int32_t id = tokenizer.Find(segment.text);
+      if (id < 0) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            "the model's chat template writes ", segment.text, ", which its vocabulary lacks"));
+      }
+      ids.push_back(id);
+      continue;
+    }
+    ASSIGN_OR_RETURN(const auto part, tokenizer.Encode(segment.text, {.add_bos = false}));
+    ids.insert(ids.end(), part.begin(), part.end());
+  }
+  return ids;
+}
+
+// ChatML templates write BOS or not; the two others always do.
+bool WritesBos(const Tokenizer& tokenizer, ChatFormat format) {
+  return tokenizer.bos_id() >= 0 &&
+         (format != ChatFormat::kChatMl || Has(tokenizer.chat_template(), "bos_token"));
+}
+
+// The turns of `messages` behind others, and the beginning of the answer.
+absl::Status WriteTurns(Writer& out, ChatFormat format, const std::vector<ChatMessage>& messages) {
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const ChatMessage& message = messages[i];
+    if (format == ChatFormat::kChatMl) {
+      WriteImTurn(out, message.role, message.content);
+    } else if (format == ChatFormat::kLlama3) {
+      WriteHeader(out, message.role);
+      out.Text(Trim(message.content));
+      out.Special(kEotId);
+    } else {
+      const std::string_view role = i % 2 == 0 ? "user" : "assistant";
+      if (message.role != role) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "messages[", i, "].role is \"", message.role, "\", but behind an answer the model's ",
+            "chat template wants \"", absl::string_view(role.data(), role.size()),
+            "\": user and assistant take turns"));
+      }
+      out.Special("<start_of_turn>");
+      out.Text(i % 2 == 0 ? "user\n" : "model\n");
+      out.Text(Trim(message.content));
+      out.Special(kEndOfTurn);
+      out.Text("\n");
+    }
+  }
+  switch (format) {
+    case ChatFormat::kChatMl:
+      out.Special(kImStart);
+      out.Text("assistant\n");
+      break;
+    case ChatFormat::kLlama3:
+      WriteHeader(out, "assistant");
+      break;
+    case ChatFormat::kGemma:
+      out.Special("<start_of_turn>");
+      out.Text("model\n");
+      break;
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<ChatFormat> RecognizeChatFormat(std::string_view jinja) {
@@ -216,16 +304,7 @@ absl::StatusOr<ChatFormat> RecognizeChatFormat(std::string_view jinja) {
 
 absl::StatusOr<std::vector<ChatSegment>> RenderChat(ChatFormat format, std::string_view jinja,
                                                     const std::vector<ChatMessage>& messages) {
-  if (messages.empty()) {
-    return absl::InvalidArgumentError("messages is empty; a chat needs at least one");
-  }
-  for (size_t i = 0; i < messages.size(); ++i) {
-    const std::string& role = messages[i].role;
-    if (role != "system" && role != "user" && role != "assistant") {
-      return absl::InvalidArgumentError(
-          absl::StrCat("messages[", i, "].role is \"", role, "\", not system, user or assistant"));
-    }
-  }
+  RETURN_IF_ERROR(CheckMessages(messages));
   switch (format) {
     case ChatFormat::kChatMl:
       return RenderChatMl(jinja, messages);
@@ -242,25 +321,46 @@ absl::StatusOr<std::vector<int32_t>> EncodeChat(const Tokenizer& tokenizer,
   const std::string& jinja = tokenizer.chat_template();
   ASSIGN_OR_RETURN(const ChatFormat format, RecognizeChatFormat(jinja));
   ASSIGN_OR_RETURN(const auto segments, RenderChat(format, jinja, messages));
-  std::vector<int32_t> ids;
-  // ChatML templates write it or not; the two others always do.
-  if (tokenizer.bos_id() >= 0 && (format != ChatFormat::kChatMl || Has(jinja, "bos_token"))) {
-    ids.push_back(tokenizer.bos_id());
-  }
-  for (const ChatSegment& segment : segments) {
-    if (segment.markup) {
-      const int32_t id = tokenizer.Find(segment.text);
-      if (id < 0) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "the model's chat template writes ", segment.text, ", which its vocabulary lacks"));
-      }
-      ids.push_back(id);
-      continue;
-    }
-    ASSIGN_OR_RETURN(const auto part, tokenizer.Encode(segment.text, {.add_bos = false}));
-    ids.insert(ids.end(), part.begin(), part.end());
-  }
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodeSegments(tokenizer, segments));
+  if (WritesBos(tokenizer, format)) ids.insert(ids.begin(), tokenizer.bos_id());
   return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> EncodeSystemMessage(const Tokenizer& tokenizer,
+                                                         const std::string& content) {
+  const std::string& jinja = tokenizer.chat_template();
+  ASSIGN_OR_RETURN(const ChatFormat format, RecognizeChatFormat(jinja));
+  if (format == ChatFormat::kGemma) {
+    return absl::InvalidArgumentError(
+        "this model's chat template has no turn of its own for the system; put its message into "
+        "the "
+        "first user message");
+  }
+  // What the whole template writes for it, up to where the assistant would begin.
+  ASSIGN_OR_RETURN(auto segments, RenderChat(format, jinja, {{"system", content}}));
+  const std::string_view begin =
+      format == ChatFormat::kChatMl ? kImStart : std::string_view("<|start_header_id|>");
+  while (segments.back().text != begin) segments.pop_back();
+  segments.pop_back();
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodeSegments(tokenizer, segments));
+  if (WritesBos(tokenizer, format)) ids.insert(ids.begin(), tokenizer.bos_id());
+  return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> EncodeChatContinuation(
+    const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages, bool after_answer,
+    int32_t last_token) {
+  const std::string& jinja = tokenizer.chat_template();
+  ASSIGN_OR_RETURN(const ChatFormat format, RecognizeChatFormat(jinja));
+  RETURN_IF_ERROR(CheckMessages(messages));
+  Writer out;
+  if (after_answer) {
+    const std::string end(TurnEnd(format));
+    if (tokenizer.Find(end) != last_token || last_token < 0) out.Special(end);
+    if (format != ChatFormat::kLlama3) out.Text("\n");
+  }
+  RETURN_IF_ERROR(WriteTurns(out, format, messages));
+  return EncodeSegments(tokenizer, out.Take());
 }
 
 }  // namespace keyline

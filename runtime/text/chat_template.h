@@ -42,4 +42,20 @@ class Tokenizer;
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const Tokenizer& tokenizer,
                                                 const std::vector<ChatMessage>& messages);
 
+// ---- A conversation that is kept between requests
+// -------------------------------------------------
+
+// How every conversation with this system message begins: EncodeChat's first tokens for it.
+// INVALID_ARGUMENT where the format has no turn of its own for the system.
+absl::StatusOr<std::vector<int32_t>> EncodeSystemMessage(const Tokenizer& tokenizer,
+                                                         const std::string& content);
+
+// What `messages` add to a conversation that is in the cache already, up to where the assistant's
+// next answer begins. `after_answer`: the assistant spoke last; its turn is ended first, unless
+// `last_token`, the conversation's last one, has done so. What the cache holds stays as it was,
+// also where the model's own template would leave out earlier thoughts. Errors as EncodeChat.
+absl::StatusOr<std::vector<int32_t>> EncodeChatContinuation(
+    const Tokenizer& tokenizer, const std::vector<ChatMessage>& messages, bool after_answer,
+    int32_t last_token);
+
 }  // namespace keyline

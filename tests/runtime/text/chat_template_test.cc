@@ -178,5 +178,92 @@ TEST(ChatTemplate, NeedsTheTokensOfItsFormat) {
   EXPECT_TRUE(absl::IsNotFound(EncodeChat(**loaded, {{"user", "a"}}).status()));
 }
 
+// A conversation fed in parts is the conversation that the template writes at once.
+TEST(ChatTemplate, PartsOfAConversationAddUpToTheWhole) {
+  auto loaded = LoadTokenizer("tests/golden/text/qwen2");
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  const Tokenizer& tokenizer = **loaded;
+  const ChatMessage system{"system", "Be brief."};
+  const ChatMessage first{"user", " Hi\n"};
+  const ChatMessage second{"user", "And <|im_end|> now?"};
+  const auto answer = *tokenizer.Encode("Hello there", {.add_bos = false});
+
+  std::vector<int32_t> parts = *EncodeSystemMessage(tokenizer, system.content);
+  const auto append = [&](const std::vector<int32_t>& ids) {
+    parts.insert(parts.end(), ids.begin(), ids.end());
+  };
+  append(*EncodeChatContinuation(tokenizer, {first}, false, parts.back()));
+  EXPECT_EQ(parts, *EncodeChat(tokenizer, {system, first}));
+  append(answer);
+  const std::vector<int32_t> cut = parts;  // an answer that reached its last token
+  append(*EncodeChatContinuation(tokenizer, {second}, true, parts.back()));
+  const std::vector<int32_t> whole =
+      *EncodeChat(tokenizer, {system, first, {"assistant", "Hello there"}, second});
+  EXPECT_EQ(parts, whole);
+  parts = cut;
+  parts.push_back(tokenizer.Find("<|im_end|>"));  // one that the model has ended
+  append(*EncodeChatContinuation(tokenizer, {second}, true, parts.back()));
+  EXPECT_EQ(parts, whole);
+
+  EXPECT_EQ(EncodeChatContinuation(tokenizer, {}, true, 0).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(EncodeChatContinuation(tokenizer, {{"robot", "x"}}, true, 0).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+// Spells each character, and each special token, as one id.
+class SpellingTokenizer : public Tokenizer {
+ public:
+  explicit SpellingTokenizer(std::string jinja) : jinja_(std::move(jinja)) {}
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
+                                              const EncodeOptions&) const override {
+    return std::vector<int32_t>(text.begin(), text.end());
+  }
+  std::string_view TokenBytes(int32_t) const override { return ""; }
+  std::string_view TokenText(int32_t) const override { return ""; }
+  bool IsSpecial(int32_t id) const override { return id >= 1000; }
+  int32_t Find(std::string_view token) const override {
+    return 1000 + static_cast<int32_t>(token.size());
+  }
+  bool strips_leading_space() const override { return false; }
+  int vocab_size() const override { return 2000; }
+  int32_t bos_id() const override { return 1; }
+  std::vector<int32_t> eos_ids() const override { return {}; }
+  const std::string& chat_template() const override { return jinja_; }
+
+ private:
+  std::string jinja_;
+};
+
+TEST(ChatTemplate, PartsAddUpInEveryFormat) {
+  for (const char* jinja : {kSmolLm, kQwen3, kLlama3, kLlama31, kGemma2, kGemma3}) {
+    const SpellingTokenizer tokenizer(jinja);
+    const bool gemma = jinja == kGemma2 || jinja == kGemma3;
+    std::vector<ChatMessage> messages = {{"user", "a b"}};
+    std::vector<int32_t> parts;
+    if (gemma) {
+      EXPECT_EQ(EncodeSystemMessage(tokenizer, "s").status().code(),
+                absl::StatusCode::kInvalidArgument);
+      parts = *EncodeChat(tokenizer, messages);
+    } else {
+      parts = *EncodeSystemMessage(tokenizer, "s");
+      const auto rest = *EncodeChatContinuation(tokenizer, messages, false, -1);
+      parts.insert(parts.end(), rest.begin(), rest.end());
+      messages.insert(messages.begin(), {"system", "s"});
+    }
+    EXPECT_EQ(parts, *EncodeChat(tokenizer, messages)) << jinja;
+    parts.push_back('A');
+    messages.push_back({"assistant", "A"});
+    messages.push_back({"user", "c"});
+    const auto rest = *EncodeChatContinuation(tokenizer, {{"user", "c"}}, true, 'A');
+    parts.insert(parts.end(), rest.begin(), rest.end());
+    EXPECT_EQ(parts, *EncodeChat(tokenizer, messages)) << jinja;
+    if (gemma) {
+      EXPECT_EQ(EncodeChatContinuation(tokenizer, {{"system", "c"}}, true, 'A').status().code(),
+                absl::StatusCode::kInvalidArgument);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace keyline
