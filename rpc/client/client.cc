@@ -21,6 +21,7 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "keyline/v1/control.grpc.pb.h"
 #include "keyline/v1/inference.grpc.pb.h"
+#include "keyline/v1/sessions.grpc.pb.h"
 
 namespace keyline {
 namespace {
@@ -217,6 +218,7 @@ class GrpcClient final : public Client {
   GrpcClient(const std::shared_ptr<grpc::Channel>& channel, int max_attempts)
       : max_attempts_(max_attempts),
         inference_(v1::Inference::NewStub(channel)),
+        sessions_(v1::Sessions::NewStub(channel)),
         control_(v1::Control::NewStub(channel)),
         health_(grpc::health::v1::Health::NewStub(channel)) {}
 
@@ -244,6 +246,33 @@ class GrpcClient final : public Client {
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request,
                                                     const CallOptions& call) override {
     return Call(*inference_, &v1::Inference::Stub::Detokenize, request, call);
+  }
+  absl::StatusOr<v1::CreateSessionResponse> CreateSession(const v1::CreateSessionRequest& request,
+                                                          const CallOptions& call) override {
+    return Call(*sessions_, &v1::Sessions::Stub::CreateSession, request, call);
+  }
+  absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest& request,
+                                                    const CallOptions& call) override {
+    return Call(*sessions_, &v1::Sessions::Stub::GetSession, request, call);
+  }
+  absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest& request,
+                                                      const CallOptions& call) override {
+    return Call(*sessions_, &v1::Sessions::Stub::ForkSession, request, call);
+  }
+  absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::DeleteSessionRequest& request,
+                                                          const CallOptions& call) override {
+    return Call(*sessions_, &v1::Sessions::Stub::DeleteSession, request, call);
+  }
+  absl::StatusOr<v1::SaveSessionResponse> SaveSession(const v1::SaveSessionRequest& request,
+                                                      const CallOptions& call) override {
+    return Call(*sessions_, &v1::Sessions::Stub::SaveSession, request, call);
+  }
+  absl::StatusOr<v1::RestoreSessionResponse> RestoreSession(
+      const v1::RestoreSessionRequest& request, const CallOptions& call) override {
+    return Call(*sessions_, &v1::Sessions::Stub::RestoreSession, request, call);
+  }
+  absl::StatusOr<v1::ListSessionsResponse> ListSessions(const CallOptions& call) override {
+    return Call(*sessions_, &v1::Sessions::Stub::ListSessions, v1::ListSessionsRequest(), call);
   }
   absl::StatusOr<v1::GetServerInfoResponse> GetServerInfo(const CallOptions& call) override {
     return Call(*control_, &v1::Control::Stub::GetServerInfo, v1::GetServerInfoRequest(), call);
@@ -326,6 +355,7 @@ class GrpcClient final : public Client {
 
   const int max_attempts_;
   const std::unique_ptr<v1::Inference::Stub> inference_;
+  const std::unique_ptr<v1::Sessions::Stub> sessions_;
   const std::unique_ptr<v1::Control::Stub> control_;
   const std::unique_ptr<grpc::health::v1::Health::Stub> health_;
 };

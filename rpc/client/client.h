@@ -19,6 +19,7 @@
 #include "absl/time/time.h"
 #include "keyline/v1/control.pb.h"
 #include "keyline/v1/inference.pb.h"
+#include "keyline/v1/sessions.pb.h"
 
 namespace keyline {
 
@@ -81,6 +82,21 @@ class Client {
                                                         const CallOptions& call = {}) = 0;
   virtual absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request,
                                                             const CallOptions& call = {}) = 0;
+
+  // Conversations that stay on the server: GenerateRequest.session_id continues one.
+  virtual absl::StatusOr<v1::CreateSessionResponse> CreateSession(
+      const v1::CreateSessionRequest& request, const CallOptions& call = {}) = 0;
+  virtual absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest& request,
+                                                            const CallOptions& call = {}) = 0;
+  virtual absl::StatusOr<v1::ListSessionsResponse> ListSessions(const CallOptions& call = {}) = 0;
+  virtual absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest& request,
+                                                              const CallOptions& call = {}) = 0;
+  virtual absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(
+      const v1::DeleteSessionRequest& request, const CallOptions& call = {}) = 0;
+  virtual absl::StatusOr<v1::SaveSessionResponse> SaveSession(const v1::SaveSessionRequest& request,
+                                                              const CallOptions& call = {}) = 0;
+  virtual absl::StatusOr<v1::RestoreSessionResponse> RestoreSession(
+      const v1::RestoreSessionRequest& request, const CallOptions& call = {}) = 0;
 
   virtual absl::StatusOr<v1::GetServerInfoResponse> GetServerInfo(const CallOptions& call = {}) = 0;
   virtual absl::StatusOr<v1::GetModelInfoResponse> GetModelInfo(const CallOptions& call = {}) = 0;

@@ -21,6 +21,7 @@
 #include "rpc/server/call_gate.h"
 #include "rpc/server/control_service.h"
 #include "rpc/server/inference_service.h"
+#include "rpc/server/sessions_service.h"
 
 namespace keyline {
 namespace {
@@ -52,6 +53,17 @@ void ConfigureBuilder(grpc::ServerBuilder& builder) {
   builder.SetResourceQuota(quota);
 }
 
+RequestRules RulesOf(const ServeOptions& options, const ServerFacts& facts,
+                     const Tokenizer* tokenizer, RequestQueue& queue) {
+  return {.model = facts.model.name,
+          .vocab_size = facts.model.vocab_size,
+          .layers = facts.model.layers,
+          .default_cache = facts.cache.policy,
+          .tokenizer = tokenizer,
+          .max_text_bytes = options.max_text_bytes,
+          .sessions = queue.sessions()};
+}
+
 class GrpcServer final : public Server {
  public:
   GrpcServer(const ServeOptions& options, const ServerFacts& facts, const Tokenizer* tokenizer,
@@ -59,15 +71,11 @@ class GrpcServer final : public Server {
       : queue_(queue),
         on_drain_(options.on_drain),
         listener_(std::move(listener)),
-        inference_({.rules = {.model = facts.model.name,
-                              .vocab_size = facts.model.vocab_size,
-                              .layers = facts.model.layers,
-                              .default_cache = facts.cache.policy,
-                              .tokenizer = tokenizer,
-                              .max_text_bytes = options.max_text_bytes},
+        inference_({.rules = RulesOf(options, facts, tokenizer, queue),
                     .max_pending_tokens = options.max_pending_tokens,
                     .retry_delay = options.retry_delay},
                    queue, gate_),
+        sessions_(RulesOf(options, facts, tokenizer, queue), queue.sessions(), gate_),
         control_({.has_tokenizer = tokenizer != nullptr,
                   .max_request_bytes = kMaxMessageBytes,
                   .max_text_bytes = options.max_text_bytes,
@@ -87,6 +95,7 @@ class GrpcServer final : public Server {
     acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
         grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, credentials);
     builder.RegisterService(&inference_);
+    builder.RegisterService(&sessions_);
     builder.RegisterService(&control_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) {
@@ -145,6 +154,7 @@ class GrpcServer final : public Server {
   const std::unique_ptr<Listener> listener_;
   CallGate gate_;
   InferenceService inference_;
+  SessionsService sessions_;
   ControlService control_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<grpc::Server> server_;

@@ -1,4 +1,4 @@
-// Server: the gRPC front of a RequestQueue: keyline.v1.Inference and keyline.v1.Control, health and
+// Server: the gRPC front of a RequestQueue: keyline.v1.Inference, Sessions and Control, health and
 // reflection on one port. launch makes one on rank 0; its own threads serve it. No gRPC in this
 // header.
 //

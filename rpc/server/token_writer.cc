@@ -29,9 +29,9 @@ void TokenWriter::Refuse(const grpc::Status& status) {
 }
 
 void TokenWriter::OnStart(const Usage& usage) {
-  (void)usage;
   {
     std::lock_guard lock(mutex_);
+    prompt_info_.set_prompt_tokens(usage.prompt_tokens);  // with a session's earlier ones
     prompt_info_pending_ = true;
   }
   Schedule();

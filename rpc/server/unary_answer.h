@@ -61,6 +61,9 @@ class GenerateAnswer final : public UnaryAnswer {
     answer_.mutable_prompt_info()->set_seed(request.sampling.seed);
     answer_.mutable_output();
   }
+  void OnStart(const Usage& usage) override {
+    answer_.mutable_prompt_info()->set_prompt_tokens(usage.prompt_tokens);
+  }
   void OnTokens(const TokenDelta& delta) override { AppendDelta(delta, answer_.mutable_output()); }
   void OnFinish(const keyline::Finish& finish) override {
     *answer_.mutable_finish() = FinishToProto(finish);

@@ -7,6 +7,7 @@ v1::Usage UsageToProto(const Usage& usage) {
   v1::Usage to;
   to.set_prompt_tokens(usage.prompt_tokens);
   to.set_new_tokens(usage.new_tokens);
+  to.set_cached_prompt_tokens(usage.cached_prompt_tokens);
   return to;
 }
 

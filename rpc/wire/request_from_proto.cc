@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "kernels/device/status_macros.h"
 #include "rpc/wire/cache_policy_proto.h"
+#include "rpc/wire/conversation_prompt.h"
 #include "rpc/wire/field_checker.h"
 #include "runtime/text/chat_template.h"
 
@@ -182,6 +183,23 @@ absl::StatusOr<std::vector<int32_t>> ReadPrompt(const v1::Prompt& prompt,
   return FieldError("prompt", "not set, must be one of text, token_ids, chat");
 }
 
+absl::Status TakeTurn(const v1::GenerateRequest& request, const RequestRules& rules, Request* to) {
+  if (request.has_cache()) {
+    return FieldError("cache", "not with session_id: a session has the policy it was created with");
+  }
+  if (request.has_prefix()) {
+    return FieldError("prefix",
+                      "not with session_id: a session has the prefix it was created with");
+  }
+  if (rules.sessions == nullptr) {
+    return absl::FailedPreconditionError("session_id: this server has no sessions");
+  }
+  ASSIGN_OR_RETURN(const SessionInfo session, rules.sessions->Get(request.session_id()));
+  to->session = {.id = session.id, .turn = session.turns};
+  ASSIGN_OR_RETURN(to->prompt, TurnFromProto(request.prompt(), session, rules));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<int32_t>> TokenIdsFromProto(
@@ -215,8 +233,15 @@ absl::StatusOr<Request> RequestFromProto(const v1::GenerateRequest& request,
     ASSIGN_OR_RETURN(to.cache,
                      LanePolicyFromProto(request.cache(), rules.default_cache, rules.layers));
   }
-  ASSIGN_OR_RETURN(to.prompt, PromptFromProto(request.prompt(), rules));  // last: it may take long
   to.label = request.request_id();
+  // Last: it may take long.
+  if (!request.session_id().empty()) {
+    RETURN_IF_ERROR(TakeTurn(request, rules, &to));
+  } else if (request.has_prefix()) {
+    RETURN_IF_ERROR(MarkedPromptFromProto(request, rules, &to));
+  } else {
+    ASSIGN_OR_RETURN(to.prompt, PromptFromProto(request.prompt(), rules));
+  }
   return to;
 }
 

@@ -13,6 +13,7 @@
 #include "keyline/v1/inference.pb.h"
 #include "runtime/config/cache_config.h"
 #include "runtime/engine/request.h"
+#include "runtime/engine/session_store.h"
 #include "runtime/text/tokenizer.h"
 
 namespace keyline {
@@ -34,10 +35,11 @@ struct RequestRules {
   LanePolicy default_cache;
   const Tokenizer* tokenizer = nullptr;  // null: token ids only
   int64_t max_text_bytes = 0;
+  const SessionStore* sessions = nullptr;  // null: none
 };
 
-// NOT_FOUND for a model that is not the one served. The deadline is the caller's to set. A seed
-// that was not given is drawn here.
+// NOT_FOUND for a model that is not the one served, or an unknown session. The deadline is the
+// caller's to set. A seed that was not given is drawn here.
 absl::StatusOr<Request> RequestFromProto(const v1::GenerateRequest& request,
                                          const RequestRules& rules);
 absl::StatusOr<Request> RequestFromProto(const v1::ScoreRequest& request,
