@@ -195,6 +195,8 @@ absl::StatusOr<SavedSession> SessionDir::Write(std::string_view bytes) const {
   const int file = open(part.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) return SystemError(absl::StrCat("create ", part));
   absl::Status status = WriteAll(file, bytes, part);
+  struct stat info {};
+  if (fstat(file, &info) == 0) saved.saved = absl::TimeFromTimespec(info.st_mtim);  // as List
   close(file);
   if (status.ok() && rename(part.c_str(), path.c_str()) != 0) {
     status = SystemError(absl::StrCat("rename ", part));

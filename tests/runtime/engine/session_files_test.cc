@@ -81,7 +81,12 @@ TEST(SessionDir, HoldsFilesUpToItsLimits) {
   ASSERT_TRUE(b.ok());
   EXPECT_EQ(dir.Read(b->name).status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(dir.Write("x").status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(dir.List()->size(), 2u);
+  const auto list = *dir.List();
+  ASSERT_EQ(list.size(), 2u);
+  const SavedSession& first = list[list[0].name == a->name ? 0 : 1];
+  EXPECT_EQ(first.name, a->name);
+  EXPECT_EQ(first.bytes, 10);
+  EXPECT_EQ(first.saved, a->saved);
   EXPECT_TRUE(dir.Delete(a->name).ok());
   EXPECT_EQ(dir.List()->size(), 1u);
   EXPECT_TRUE(dir.Write("x").ok());
