@@ -14,6 +14,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 PROTOS = (
     'keyline/v1/inference.proto',
     'keyline/v1/control.proto',
+    'keyline/v1/sessions.proto',
     'grpc/health/v1/health.proto',
     'google/rpc/status.proto',
     'google/rpc/error_details.proto',

@@ -64,6 +64,7 @@ from keyline.requests import (
     RequestOptions,
     ScoreOptions,
 )
+from keyline.sessions import SavedSession, Session, SessionOptions
 
 __all__ = [
     'H2O',
@@ -108,9 +109,12 @@ __all__ = [
     'QuantizedH2O',
     'RequestOptions',
     'ResourceExhausted',
+    'SavedSession',
     'Score',
     'ScoreOptions',
     'ServerInfo',
+    'Session',
+    'SessionOptions',
     'Stage',
     'Stream',
     'Timings',

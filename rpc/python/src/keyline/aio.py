@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, TypeVar
 import grpc
 import grpc.aio
 
-from keyline import calls
+from keyline import calls, sessions
 from keyline.answers import (
     Answer,
     CacheEvent,
@@ -35,6 +35,7 @@ from keyline.answers import (
 from keyline.connection import Connection, ConnectionOptions, Retry, UntilReady
 from keyline.errors import Error, error_from_rpc
 from keyline.requests import EmbedOptions, GenerateOptions, PromptOptions, ScoreOptions
+from keyline.sessions import SavedSession, Session, SessionOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -209,6 +210,46 @@ class Client:
     ) -> str:
         """The text of token ids, with special tokens written out if `keep_special`."""
         return await self._call(calls.detokenize(token_ids, keep_special), timeout)
+
+    async def create_session(
+        self,
+        prefix: str | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> Session:
+        """A conversation that stays on the server: `generate(..., session_id=session.id)`.
+
+        `prefix`, or `messages=` of one system message, or `token_ids=`, is what all turns follow.
+        """
+        return await self._call(sessions.create(prefix, options), timeout)
+
+    async def session(self, session_id: str, *, timeout: float | None = None) -> Session:
+        return await self._call(sessions.get(session_id), timeout)
+
+    async def sessions(self, *, timeout: float | None = None) -> list[Session]:
+        return await self._call(sessions.every(), timeout)
+
+    async def fork_session(self, session_id: str, *, timeout: float | None = None) -> Session:
+        """Another session that stands where this one stands."""
+        return await self._call(sessions.fork(session_id), timeout)
+
+    async def delete_session(self, session_id: str, *, timeout: float | None = None) -> None:
+        await self._call(sessions.delete(session_id), timeout)
+
+    async def save_session(self, session_id: str, *, timeout: float | None = None) -> SavedSession:
+        """Writes it to a file on the server, under the name that comes back; it goes on."""
+        return await self._call(sessions.save(session_id), timeout)
+
+    async def restore_session(self, name: str, *, timeout: float | None = None) -> Session:
+        """A new session that stands where the saved one stood."""
+        return await self._call(sessions.restore(name), timeout)
+
+    async def saved_sessions(self, *, timeout: float | None = None) -> list[SavedSession]:
+        return await self._call(sessions.every_saved(), timeout)
+
+    async def delete_saved_session(self, name: str, *, timeout: float | None = None) -> None:
+        await self._call(sessions.delete_saved(name), timeout)
 
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         return await self._call(calls.SERVER_INFO, timeout)

@@ -23,8 +23,9 @@ class TokenLogprob(NamedTuple):
 class Usage:
     """How many tokens a request took."""
 
-    prompt_tokens: int
+    prompt_tokens: int  #: with a session: of the whole conversation before the answer
     new_tokens: int
+    cached_prompt_tokens: int = 0  #: of prompt_tokens, not computed: a session or prefix had them
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,10 @@ def _take(options: dict[str, Any], message: Any) -> None:
 
 def _take_prompt(text: str | None, options: dict[str, Any], prompt: Any) -> None:
     token_ids, messages = options.pop('token_ids', None), options.pop('messages', None)
-    if [text, token_ids, messages].count(None) != 2:
+    given = 3 - [text, token_ids, messages].count(None)
+    if given == 0 and options.get('session_id'):
+        return
+    if given != 1:
         raise TypeError('a text, token_ids or messages: exactly one of them is needed')
     fill(prompt, text=text)
     for name in ('add_bos', 'parse_special'):
@@ -71,11 +74,21 @@ def _take_prompt(text: str | None, options: dict[str, Any], prompt: Any) -> None
             fill(prompt.chat.messages.add(), **message)
 
 
+def _take_prefix(prefix: str | int | None, request: Any) -> None:
+    if isinstance(prefix, bool):
+        fill(request.prefix, system_message=prefix or None)
+    elif isinstance(prefix, int):
+        fill(request.prefix, tokens=prefix)
+    elif prefix is not None:
+        fill(request.prefix, text=prefix)
+
+
 def _generate_request(text: str | None, given: GenerateOptions) -> Any:
     options = _options(given, GenerateOptions)
     request = _GENERATE.request()
     _take_prompt(text, options, request.prompt)
     write_policy(options.pop('cache', None), request.cache)
+    _take_prefix(options.pop('prefix', None), request)
     stop = options.pop('stop', None)
     fill(request.stopping, stop_strings=[stop] if isinstance(stop, str) else stop)
     for part in (request.sampling, request.stopping, request.response, request):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 import grpc
 
-from keyline import calls
+from keyline import calls, sessions
 from keyline.answers import (
     Answer,
     CacheEvent,
@@ -29,6 +29,7 @@ from keyline.answers import (
 from keyline.connection import Connection, ConnectionOptions, Retry, UntilReady
 from keyline.errors import Error, error_from_rpc
 from keyline.requests import EmbedOptions, GenerateOptions, PromptOptions, ScoreOptions
+from keyline.sessions import SavedSession, Session, SessionOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -204,6 +205,46 @@ class Client:
     ) -> str:
         """The text of token ids, with special tokens written out if `keep_special`."""
         return self._call(calls.detokenize(token_ids, keep_special), timeout)
+
+    def create_session(
+        self,
+        prefix: str | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> Session:
+        """A conversation that stays on the server: `generate(..., session_id=session.id)`.
+
+        `prefix`, or `messages=` of one system message, or `token_ids=`, is what all turns follow.
+        """
+        return self._call(sessions.create(prefix, options), timeout)
+
+    def session(self, session_id: str, *, timeout: float | None = None) -> Session:
+        return self._call(sessions.get(session_id), timeout)
+
+    def sessions(self, *, timeout: float | None = None) -> list[Session]:
+        return self._call(sessions.every(), timeout)
+
+    def fork_session(self, session_id: str, *, timeout: float | None = None) -> Session:
+        """Another session that stands where this one stands."""
+        return self._call(sessions.fork(session_id), timeout)
+
+    def delete_session(self, session_id: str, *, timeout: float | None = None) -> None:
+        self._call(sessions.delete(session_id), timeout)
+
+    def save_session(self, session_id: str, *, timeout: float | None = None) -> SavedSession:
+        """Writes it to a file on the server, under the name that comes back; it goes on."""
+        return self._call(sessions.save(session_id), timeout)
+
+    def restore_session(self, name: str, *, timeout: float | None = None) -> Session:
+        """A new session that stands where the saved one stood."""
+        return self._call(sessions.restore(name), timeout)
+
+    def saved_sessions(self, *, timeout: float | None = None) -> list[SavedSession]:
+        return self._call(sessions.every_saved(), timeout)
+
+    def delete_saved_session(self, name: str, *, timeout: float | None = None) -> None:
+        self._call(sessions.delete_saved(name), timeout)
 
     def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         return self._call(calls.SERVER_INFO, timeout)

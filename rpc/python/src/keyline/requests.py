@@ -44,6 +44,14 @@ class RequestOptions(PromptOptions, total=False):
 
 
 class GenerateOptions(RequestOptions, total=False):
+    # Goes on with this session (see Client.create_session): the prompt is what is new, and may be
+    # left out where the answer before should simply go on. Not with `cache` and `prefix`.
+    session_id: str | None
+    # A prefix that other requests share, whose cache state the server keeps: a text that goes
+    # before the prompt; or the number of the prompt's first tokens; or True, for the first of
+    # `messages`, which is the system's. The answer is the same whether the state is found or not.
+    prefix: str | int | None
+
     # From 1 to 16,777,216. Default: 256.
     max_new_tokens: int | None
     # End-of-text and stops do not count before. Default: 0.
