@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
+#include "launch/commands/client_sessions.h"
 #include "launch/commands/commands.h"
 #include "launch/input_text.h"
 #include "launch/placement_report.h"
@@ -42,6 +43,10 @@ struct Arguments {
   std::string pooling = "last";
   bool ignore_eos = false;
   bool json = false;
+  std::string session;
+  std::string prefix;
+  bool share_system = false;
+  SessionArguments sessions;
 };
 
 absl::Status FillPrompt(const Arguments& args, v1::Prompt& prompt) {
@@ -85,6 +90,9 @@ std::string AsJson(const google::protobuf::Message& message) {
 absl::Status Generate(Client& client, const Arguments& args, const CallOptions& call) {
   v1::GenerateRequest request;
   RETURN_IF_ERROR(FillPrompt(args, *request.mutable_prompt()));
+  request.set_session_id(args.session);
+  if (!args.prefix.empty()) request.mutable_prefix()->set_text(args.prefix);
+  if (args.share_system) request.mutable_prefix()->set_system_message(true);
   request.mutable_sampling()->set_temperature(args.temperature);
   request.mutable_sampling()->set_top_k(args.top_k);
   request.mutable_sampling()->set_top_p(args.top_p);
@@ -117,8 +125,11 @@ absl::Status Generate(Client& client, const Arguments& args, const CallOptions& 
   const double first = seconds(finish.timings().first_token());
   const double rest = seconds(finish.timings().total()) - first;
   std::printf("\n");
-  std::fprintf(stderr, "\n%u prompt tokens, %u new tokens, first after %.3f s, then %.1f tok/s\n",
-               finish.usage().prompt_tokens(), finish.usage().new_tokens(), first,
+  std::fprintf(stderr,
+               "\n%u prompt tokens (%u of them cached), %u new tokens, first after %.3f s, then "
+               "%.1f tok/s\n",
+               finish.usage().prompt_tokens(), finish.usage().cached_prompt_tokens(),
+               finish.usage().new_tokens(), first,
                finish.usage().new_tokens() > 1 ? (finish.usage().new_tokens() - 1) / rest : 0.0);
   return absl::OkStatus();
 }
@@ -201,6 +212,7 @@ absl::Status RunClient(const Arguments& args) {
   if (args.what == "embed") return Embed(*client, args, call);
   if (args.what == "placement") return ShowPlacement(*client, args, call);
   if (args.what == "stats") return ShowStats(*client, call);
+  if (args.what == "sessions") return RunSessions(*client, args.sessions, call);
   ASSIGN_OR_RETURN(const v1::DrainResponse drained, client->Drain(call));
   std::printf("draining: %u requests run, %u wait\n", drained.running(), drained.waiting());
   return absl::OkStatus();
@@ -211,9 +223,10 @@ absl::Status RunClient(const Arguments& args) {
 void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
   CLI::App& sub = *app.add_subcommand("client", "gRPC client of a running server");
   auto args = std::make_shared<Arguments>();
-  sub.add_option("what", args->what, "generate, score, embed, health, stats, placement or drain")
-      ->check(
-          CLI::IsMember({"generate", "score", "embed", "health", "stats", "placement", "drain"}))
+  sub.add_option("what", args->what,
+                 "generate, score, embed, sessions, health, stats, placement or drain")
+      ->check(CLI::IsMember(
+          {"generate", "score", "embed", "sessions", "health", "stats", "placement", "drain"}))
       ->required();
   AddOption(sub, "--server", args->server, "host:port")->capture_default_str();
   AddOption(sub, "--server-ca", args->connection.server_ca_file,
@@ -250,6 +263,12 @@ void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
       ->check(CLI::IsMember({"last", "mean"}))
       ->capture_default_str();
   AddFlag(sub, "--json", args->json, "print JSON");
+  AddOption(sub, "--session", args->session, "generate: the session that this goes on with");
+  AddOption(sub, "--prefix", args->prefix,
+            "generate: text before the prompt whose cache state the server keeps for others");
+  AddFlag(sub, "--share-system", args->share_system,
+          "generate: the same for the message that --system gives");
+  AddSessionOptions(sub, args->sessions);
   sub.callback([&chosen, args] { chosen = [args] { return RunClient(*args); }; });
 }
 

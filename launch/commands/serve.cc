@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
 #include "launch/commands/commands.h"
 #include "launch/placement_report.h"
@@ -96,6 +97,13 @@ absl::StatusOr<ServerFacts> FactsOf(const OpenedModel& opened, const PipelineSpe
   return facts;
 }
 
+absl::StatusOr<int64_t> FlagBytes(const char* flag, const std::string& text) {
+  const absl::StatusOr<uint64_t> bytes = ParseBytes(text);
+  if (bytes.ok()) return static_cast<int64_t>(*bytes);
+  return absl::InvalidArgumentError(
+      absl::StrCat(flag, ": ", std::string(bytes.status().message())));
+}
+
 absl::StatusOr<EngineOptions> EngineOptionsOf(const LaunchOptions& options,
                                               const OpenedModel& opened, const PipelineSpec& spec) {
   EngineOptions engine;
@@ -105,10 +113,9 @@ absl::StatusOr<EngineOptions> EngineOptionsOf(const LaunchOptions& options,
   RETURN_IF_ERROR(SessionDir::Check(options.session_dir));
   engine.sessions.dir = options.session_dir;
   engine.sessions.max_sessions = options.max_sessions;
-  ASSIGN_OR_RETURN(const uint64_t session_bytes, ParseBytes(options.session_memory));
-  ASSIGN_OR_RETURN(const uint64_t prefix_bytes, ParseBytes(options.prefix_memory));
-  engine.sessions.max_bytes = static_cast<int64_t>(session_bytes);
-  engine.max_prefix_bytes = static_cast<int64_t>(prefix_bytes);
+  ASSIGN_OR_RETURN(engine.sessions.max_bytes,
+                   FlagBytes("--session-memory", options.session_memory));
+  ASSIGN_OR_RETURN(engine.max_prefix_bytes, FlagBytes("--prefix-memory", options.prefix_memory));
   ASSIGN_OR_RETURN(engine.sessions.model,
                    ModelFingerprint(*opened.model, opened.weights(), spec.dtype));
   return engine;
