@@ -145,6 +145,52 @@ class Eval(unittest.TestCase):
                                            '--window', 80, '--scratch', f'{folder}/none', code=3).stderr)
 
 
+class Sessions(unittest.TestCase):
+    def test_a_conversation_from_the_command_line(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = pathlib.Path(folder, 'x.pbtxt')
+            config.write_text(f'model: "{LLAMA}" lanes: 1 cache {{ policy: "h2o" cache_length: 64 chunk: 16 }}\n'
+                              f'server {{ address: "127.0.0.1:0" session_dir: "{folder}" max_sessions: 3 }}')
+            server = subprocess.Popen([KEYLINE, 'serve', '--config', config], stdout=subprocess.PIPE, text=True,
+                                      env=ENVIRONMENT)
+            try:
+                address = next(line for line in server.stdout if line.startswith('ready')).split()[2]
+
+                def client(*args, code=0):
+                    return run('client', *args, '--server', address, code=code)
+
+                def say(session, ids):
+                    answer = json.loads(client('generate', '--session', session, '--token-ids', ids, '--json',
+                                               '--ignore-eos', '--max-new-tokens', 5).stdout)
+                    return answer['output']['token_ids'], answer['finish']['usage']['cached_prompt_tokens']
+
+                first = client('sessions', '--create').stdout.strip()
+                self.assertEqual(say(first, '5,6,7')[1], 0)
+                fork = client('sessions', '--fork', first).stdout.strip()
+                saved = client('sessions', '--save', first).stdout.strip()
+                self.assertTrue(pathlib.Path(folder, f'{saved}.kvsession').exists())
+                restored = client('sessions', '--restore', saved).stdout.strip()
+                said = say(first, '9')
+                self.assertEqual(said[1], 7)
+                self.assertEqual((say(fork, '9'), say(restored, '9')), (said, said))
+                self.assertIn(saved, client('sessions').stdout)
+                client('sessions', '--delete-saved', saved)
+                client('sessions', '--create')  # a fourth: the least recently used one goes
+                self.assertIn('expired', client('generate', '--session', first, '--token-ids', '1', code=3).stderr)
+                self.assertIn('--fork', client('sessions', '--create', '--fork', fork, code=3).stderr)
+            finally:
+                server.terminate()
+                self.assertEqual(server.wait(30), 0)
+                server.stdout.close()
+
+    def test_limits_are_checked_before_weights_are_loaded(self):
+        self.assertIn('--session-dir', run('serve', '--model', LLAMA, '--session-dir', 'no/such', code=3).stderr)
+        self.assertIn('--prefix-memory', run('serve', '--model', LLAMA, '--prefix-memory', 'much', code=3).stderr)
+        self.assertIn('--session-memory',
+                      run('serve', '--model', LLAMA, env={'KEYLINE_SESSION_MEMORY': '1 cup'}, code=3).stderr)
+        self.assertIn('--max-sessions', run('serve', '--max-sessions', -1, code=2).stderr)
+
+
 class ExitCodes(unittest.TestCase):
     def test_usage(self):
         done = run('score', '--modell', LLAMA, code=2)
