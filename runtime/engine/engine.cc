@@ -389,19 +389,7 @@ absl::Status Engine::Loop::CollectStep() {
 }
 
 void Engine::Loop::CollectStates(pipeline::StepResult& result, const Flight& flight) {
-  CHECK_EQ(result.saved_size(), static_cast<int>(flight.saves.size()));
-  for (int i = 0; i < result.saved_size(); ++i) {
-    pipeline::LaneState& saved = *result.mutable_saved(i);
-    if (saved.status_code() != 0) {
-      flight.saves[i].done(
-          absl::Status(static_cast<absl::StatusCode>(saved.status_code()), saved.status_message()));
-      continue;
-    }
-    auto image = std::make_shared<LaneImage>();
-    image->tokens = flight.saves[i].tokens;
-    for (std::string& layer : *saved.mutable_layers()) image->layers.push_back(std::move(layer));
-    flight.saves[i].done(std::move(image));
-  }
+  FinishSaves(result, flight.saves);
   // Of several ranks' failures the first one is told.
   for (const pipeline::RestoreFailure& failure : result.restore_failures()) {
     const auto found = flight.by_lane.find(failure.lane());
@@ -425,34 +413,16 @@ int Engine::Loop::GiveUpLane(int room, std::vector<LaneSave>* saves) {
 }
 
 bool Engine::Loop::Prepare(Sequence& sequence) {
-  const Request& request = sequence.request();
   if (!sessions_.Prepare(sequence)) {
     if (sequence.lost) Wake();  // EndExpired takes it
     return false;
   }
-  if (request.prefix_tokens > 0 && sequence.image == nullptr) {
-    LaneImagePtr snapshot = prefixes_.Find(request.prefix_key);
-    if (snapshot != nullptr) sequence.BeginWith(std::move(snapshot));
-  }
+  if (sequence.image == nullptr) prefixes_.Begin(sequence);
   return true;
 }
 
 void Engine::Loop::AtPrefix(const Sequence& sequence, int room, std::vector<LaneSave>* saves) {
-  const std::string& key = sequence.request().prefix_key;
-  if (static_cast<int>(saves->size()) >= room || lane_bytes_ > kMaxLaneStateBytes ||
-      !prefixes_.StartMaking(key)) {
-    return;
-  }
-  saves->push_back({.lane = sequence.lane,
-                    .tokens = sequence.tokens_processed(),
-                    .done = [this, key](absl::StatusOr<LaneImagePtr> image) {
-                      if (image.ok()) {
-                        prefixes_.Insert(key, *std::move(image));
-                      } else {
-                        LOG(WARNING) << "a prefix was not kept: " << image.status();
-                        prefixes_.Abandon(key);
-                      }
-                    }});
+  if (lane_bytes_ <= kMaxLaneStateBytes) prefixes_.Keep(sequence, room, saves);
 }
 
 bool Engine::Loop::DrainIsOver() const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/pipeline/step_plan.pb.h"
 
 namespace keyline {
 
@@ -34,6 +35,9 @@ struct LaneSave {
   int tokens = 0;
   std::function<void(absl::StatusOr<LaneImagePtr>)> done;
 };
+
+// Tells those who wait what became of a step's saves. REQUIRES: `result` is that step's.
+void FinishSaves(pipeline::StepResult& result, const std::vector<LaneSave>& saves);
 
 class LaneKeeper {
  public:

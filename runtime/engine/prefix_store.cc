@@ -1,8 +1,11 @@
 #include "runtime/engine/prefix_store.h"
 
+#include <glog/logging.h>
+
 #include <utility>
 
 #include "runtime/cache/chunk_plan.h"
+#include "runtime/engine/sequence.h"
 
 namespace keyline {
 
@@ -36,6 +39,27 @@ LaneImagePtr PrefixStore::Find(const std::string& key) {
 bool PrefixStore::StartMaking(const std::string& key) {
   if (max_bytes_ == 0 || by_key_.count(key) > 0) return false;
   return making_.insert(key).second;
+}
+
+void PrefixStore::Begin(Sequence& sequence) {
+  if (sequence.request().prefix_tokens == 0) return;
+  LaneImagePtr snapshot = Find(sequence.request().prefix_key);
+  if (snapshot != nullptr) sequence.BeginWith(std::move(snapshot));
+}
+
+void PrefixStore::Keep(const Sequence& sequence, int room, std::vector<LaneSave>* saves) {
+  const std::string& key = sequence.request().prefix_key;
+  if (static_cast<int>(saves->size()) >= room || !StartMaking(key)) return;
+  saves->push_back({.lane = sequence.lane,
+                    .tokens = sequence.tokens_processed(),
+                    .done = [this, key](absl::StatusOr<LaneImagePtr> image) {
+                      if (image.ok()) {
+                        Insert(key, *std::move(image));
+                      } else {
+                        LOG(WARNING) << "a prefix was not kept: " << image.status();
+                        Abandon(key);
+                      }
+                    }});
 }
 
 void PrefixStore::Insert(const std::string& key, LaneImagePtr image) {

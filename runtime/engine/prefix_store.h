@@ -22,6 +22,12 @@ class PrefixStore {
  public:
   explicit PrefixStore(int64_t max_bytes) : max_bytes_(max_bytes) {}
 
+  // A sequence that is about to get a lane begins with its prefix's snapshot, if there is one.
+  void Begin(Sequence& sequence);
+  // One that has processed its prefix: its lane is saved, unless there is a snapshot or somebody
+  // makes it.
+  void Keep(const Sequence& sequence, int room, std::vector<LaneSave>* saves);
+
   // The snapshot, which is now the most recently used one; null if there is none.
   LaneImagePtr Find(const std::string& key);
   // Whether a snapshot should be made: true once, until Insert or Abandon.

@@ -27,9 +27,9 @@ class Stage {
 
   // Runs the plan's batches through this rank's layers: hidden states come from the previous rank
   // and go to the next. The result is this rank's part: tokens and scores on the last rank, hidden
-  // states on the rank of their layer, traces, timing and lanes' states where the plan asks for them. Where
-  // it is shows in comm.state(); on a device that works on its own the watchdog ends the process if the
-  // step hangs.
+  // states on the rank of their layer, traces, timing and lanes' states where the plan asks for
+  // them. Where it is shows in comm.state(); on a device that works on its own the watchdog ends
+  // the process if the step hangs.
   absl::StatusOr<pipeline::StepResult> Run(const pipeline::StepPlan& plan, Communicator& comm);
 
   // Whether rank `rank` of `ranks` owes rank 0 a StepResult for this plan.

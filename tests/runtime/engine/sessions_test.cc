@@ -418,6 +418,25 @@ TEST(Sessions, FilesOfOthersEndInAStatus) {
   });
 }
 
+// What is left to the prompt is decided once, when the session is made.
+TEST(Sessions, AreCompleteFromTheBeginning) {
+  TinySetup setup = Tiny("last_recent");
+  setup.enabled = {"last_recent", "protected_last_recent"};
+  WhileServing(setup, {}, [&](Engine& engine) {
+    LanePolicy policy = Policy("last_recent");
+    policy.chunk_size.reset();
+    const auto info = engine.sessions()->Create({.cache = policy, .prefix = {}});
+    ASSERT_TRUE(info.ok()) << info.status();
+    EXPECT_GT(info->cache.chunk_size.value_or(0), 0);
+    policy = Policy("last_recent");
+    policy.policy = "protected_last_recent";
+    policy.protect_until = "x";
+    const auto refused = engine.sessions()->Create({.cache = policy, .prefix = {1}});
+    EXPECT_THAT(std::string(refused.status().message()),
+                HasSubstr("protect_until: this model has no tokenizer"));
+  });
+}
+
 TEST(Sessions, WithoutAFolderNothingIsSaved) {
   WhileServing(Tiny("h2o"), {}, [&](Engine& engine) {
     const std::string id = Create(engine, Policy("h2o"));
