@@ -11,6 +11,12 @@
 namespace keyline::bench {
 namespace {
 
+// Most steps that the prompts of so many sequences take.
+int StepsOfPrompts(const PipelineSpec& spec, int sequences, int depth) {
+  const int chunk = *spec.cache.policy.chunk_size;
+  return sequences * ((std::max(depth, 1) + chunk - 1) / chunk);
+}
+
 class Decoder {
  public:
   Decoder(const Run& run, const PipelineSpec& spec, RankProbes& probes, Coordinator& coordinator,
@@ -18,7 +24,8 @@ class Decoder {
       : run_(run), spec_(spec), probes_(probes), coordinator_(coordinator), ranks_(ranks) {}
 
   absl::Status Measure(int batch, int depth) {
-    const int tokens = run_.args.tokens;
+    // Those who come first decode while the others' prompts are read.
+    const int tokens = run_.args.tokens + StepsOfPrompts(spec_, batch - 1, depth);
     std::vector<double> rates, host;
     double bandwidth = 0;
     for (int round = 0; round < run_.args.repeat; ++round) {
@@ -105,10 +112,14 @@ absl::Status Decode(const Run& run) {
   const Arguments& args = run.args;
   const int lanes = *std::max_element(args.batch.begin(), args.batch.end());
   const int depth = *std::max_element(args.depth.begin(), args.depth.end());
+  // Room for all of them in a cache that keeps everything, whatever the chunk: no default is
+  // smaller.
+  const int chunk = run.options.kv.chunk_size.value_or(64);
+  const int steps = lanes * (depth / chunk + 1);
   ASSIGN_OR_RETURN(
       const PipelineSpec spec,
       MakeSpec(run.options, run.opened,
-               {.lanes = lanes, .cache_length = std::max(depth, 1) + args.tokens + 1}));
+               {.lanes = lanes, .cache_length = std::max(depth, 1) + args.tokens + steps + 1}));
   ASSIGN_OR_RETURN(const int ranks, NumberOfRanks(run.options));
   ASSIGN_OR_RETURN(RankProbes probes, RankProbes::Open(run.options, ranks));
   Describe(run, spec, probes.description(), ranks, probes.threads());

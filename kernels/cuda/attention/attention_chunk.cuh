@@ -14,6 +14,7 @@ namespace keyline::cuda {
 
 constexpr int kChunkWarps = 4;
 constexpr int kChunkThreads = kChunkWarps * kWarp;
+static_assert(kChunkThreads == kTileThreads);
 constexpr int kChunkRows = 16 * kChunkWarps;
 constexpr int kTileSlots = 64;
 
@@ -81,12 +82,9 @@ __global__ void __launch_bounds__(kChunkThreads) AttendChunk(const AttentionArgu
   const int end = (end_slot + kTileSlots - 1) / kTileSlots;
   const auto fill = [&](int i) {
     const int first = i * kTileSlots;
-    FillKv(k_tile(i), k, a.kv.k_format, first, kTileSlots, t.used);
-    FillKv(v_tile(i), v, a.kv.v_format, first, kTileSlots, t.used);
-    if (threadIdx.x < kTileSlots) {
-      const int slot = first + threadIdx.x;
-      pos_tiles[i % 2 * kTileSlots + threadIdx.x] = slot < t.used ? t.slot_pos[slot] : -1;
-    }
+    FillKv<kTileSlots>(k_tile(i), k, a.kv.k_format, first, t.used);
+    FillKv<kTileSlots>(v_tile(i), v, a.kv.v_format, first, t.used);
+    FillPositions(pos_tiles + i % 2 * kTileSlots, t, first, kTileSlots);
     CommitCopies();
   };
 
@@ -101,7 +99,6 @@ __global__ void __launch_bounds__(kChunkThreads) AttendChunk(const AttentionArgu
     position[i] = row < rows ? t.chunk.first_position + row / a.group : -1;
     lowest[i] = LowestSeen(a, position[i]);
   }
-  const LogitRule logit(a);
   float m[2] = {-INFINITY, -INFINITY};
   float l[2] = {0, 0};
   float o[kDim / 8][4] = {};
@@ -116,6 +113,7 @@ __global__ void __launch_bounds__(kChunkThreads) AttendChunk(const AttentionArgu
     __syncthreads();
     float s[kTileSlots / 8][4];
     MultiplyQK(s, q, warp * 16, k_tile(i));
+    ToLogits(s, a);
     const int32_t* pos = pos_tiles + i % 2 * kTileSlots;
     float new_m[2] = {m[0], m[1]};
 #pragma unroll
@@ -125,7 +123,7 @@ __global__ void __launch_bounds__(kChunkThreads) AttendChunk(const AttentionArgu
       for (int j = 0; j < 4; ++j) {
         const int p = j % 2 == 0 ? slots.x : slots.y;
         const bool seen = p > lowest[j / 2] && p <= position[j / 2];
-        s[n][j] = seen ? logit(s[n][j]) : -INFINITY;
+        s[n][j] = seen ? s[n][j] : -INFINITY;
         new_m[j / 2] = fmaxf(new_m[j / 2], s[n][j]);
       }
     }
@@ -216,7 +214,7 @@ __global__ void __launch_bounds__(kChunkThreads) MassOfChunk(const AttentionArgu
   };
   float* const sums = reinterpret_cast<float*>(shared + 3 * Shared::kTile);
   const KvHead k = HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head);
-  FillKv(keys, k, a.kv.k_format, first_slot, kTileSlots, t.used);
+  FillKv<kTileSlots>(keys, k, a.kv.k_format, first_slot, t.used);
   // In order, rows before the tile's first position see nothing of it.
   const int begin =
       t.in_order ? max(0, first_slot - t.chunk.first_position) * a.group / kChunkRows : 0;
@@ -236,7 +234,6 @@ __global__ void __launch_bounds__(kChunkThreads) MassOfChunk(const AttentionArgu
       pos[n][j] = slot < t.used ? t.slot_pos[slot] : -1;
     }
   }
-  const LogitRule logit(a);
   float mass[kTileSlots / 8][2] = {};
   for (int i = begin; i < end; ++i) {
     if (i + 1 < end) {
@@ -260,13 +257,14 @@ __global__ void __launch_bounds__(kChunkThreads) MassOfChunk(const AttentionArgu
     __syncthreads();
     float s[kTileSlots / 8][4];
     MultiplyQK(s, q_tile(i), warp * 16, keys);
+    ToLogits(s, a);
 #pragma unroll
     for (int n = 0; n < kTileSlots / 8; ++n) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int p = pos[n][j % 2];
         const bool seen = p > lowest[j / 2] && p <= position[j / 2];
-        mass[n][j % 2] += seen ? Exp2(logit(s[n][j]) - lse[j / 2]) : 0.0f;
+        mass[n][j % 2] += seen ? Exp2(s[n][j] - lse[j / 2]) : 0.0f;
       }
     }
     __syncthreads();

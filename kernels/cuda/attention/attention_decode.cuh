@@ -15,6 +15,7 @@ namespace keyline::cuda {
 
 constexpr int kDecodeWarps = 4;
 constexpr int kDecodeThreads = kDecodeWarps * kWarp;
+static_assert(kDecodeThreads == kTileThreads);
 constexpr int kDecodeRows = 16;
 constexpr int kDecodeSlots = 16 * kDecodeWarps;  // of a tile
 
@@ -49,7 +50,8 @@ struct DecodeShared {
   static constexpr size_t kTile = Tile<T, kDim>::Bytes(kDecodeSlots);
   static constexpr size_t kTiles = 2 * kStages * kTile;
   static constexpr size_t kMerge = size_t(kDecodeWarps) * kDecodeRows * (kDim + 3) * sizeof(float);
-  static constexpr size_t kBytes = kQ + (kTiles > kMerge ? kTiles : kMerge);
+  static constexpr size_t kPositions = kStages * kDecodeSlots * sizeof(int32_t);
+  static constexpr size_t kBytes = kQ + kPositions + (kTiles > kMerge ? kTiles : kMerge);
 };
 
 // Grid: (splits, kv_heads * row tiles, chunks).
@@ -69,12 +71,13 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
   const int lane = threadIdx.x % kWarp;
 
   const Tile<T, kDim> q = {reinterpret_cast<T*>(shared)};
+  int32_t* const pos_tiles = reinterpret_cast<int32_t*>(shared + Shared::kQ);
+  unsigned char* const tiles_at = shared + Shared::kQ + Shared::kPositions;
   const auto k_tile = [&](int i) {
-    return Tile<T, kDim>{reinterpret_cast<T*>(shared + Shared::kQ + i % kStages * Shared::kTile)};
+    return Tile<T, kDim>{reinterpret_cast<T*>(tiles_at + i % kStages * Shared::kTile)};
   };
   const auto v_tile = [&](int i) {
-    return Tile<T, kDim>{
-        reinterpret_cast<T*>(shared + Shared::kQ + (kStages + i % kStages) * Shared::kTile)};
+    return Tile<T, kDim>{reinterpret_cast<T*>(tiles_at + (kStages + i % kStages) * Shared::kTile)};
   };
   const KvHead k = HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head);
   const KvHead v = HeadOf(a.kv.v, a.kv.v_format, a.kv, t.chunk.lane, t.kv_head);
@@ -83,8 +86,9 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
   const auto fill = [&](int i) {
     if (i < tiles) {
       const int first = first_slot + i * kDecodeSlots;
-      FillKv(k_tile(i), k, a.kv.k_format, first, kDecodeSlots, t.used);
-      FillKv(v_tile(i), v, a.kv.v_format, first, kDecodeSlots, t.used);
+      FillKv<kDecodeSlots>(k_tile(i), k, a.kv.k_format, first, t.used);
+      FillKv<kDecodeSlots>(v_tile(i), v, a.kv.v_format, first, t.used);
+      FillPositions(pos_tiles + i % kStages * kDecodeSlots, t, first, kDecodeSlots);
     }
     CommitCopies();
   };
@@ -94,7 +98,6 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
 
   const int position = t.chunk.first_position;
   const int lowest = LowestSeen(a, position);
-  const LogitRule logit(a);
   float* const logits =
       t.mass ? DecodeLogits(a, blockIdx.z, t.kv_head) + size_t(first_row) * a.kv.slots : nullptr;
   const float* const norms =
@@ -120,14 +123,15 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
       MultiplyAdd<T>(s[0], x, b[0], b[1]);
       MultiplyAdd<T>(s[1], x, b[2], b[3]);
     }
+    ToLogits(s, a);
     float new_m[2] = {m[0], m[1]};
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int slot = warp_slot + n * 8 + lane % 4 * 2 + j % 2;
-        const int p = slot < t.used ? t.slot_pos[slot] : -1;
-        s[n][j] = p > lowest && p <= position ? logit(s[n][j]) : -INFINITY;
+        const int p = pos_tiles[i % kStages * kDecodeSlots + slot - first_slot - i * kDecodeSlots];
+        s[n][j] = p > lowest && p <= position ? s[n][j] : -INFINITY;
         const int row = lane / 4 + j / 2 * 8;
         if (logits != nullptr && row < rows && slot < t.used) {
           logits[size_t(row) * a.kv.slots + slot] = s[n][j];
@@ -175,7 +179,7 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendDecode(const AttentionAr
 
   // The warps' sums, merged in their order.
   WaitForCopies<0>();
-  float* const merge = reinterpret_cast<float*>(shared + Shared::kQ);
+  float* const merge = reinterpret_cast<float*>(tiles_at);
   float* const part_m = merge + size_t(kDecodeWarps) * kDecodeRows * kDim;
   float* const part_l = part_m + kDecodeWarps * kDecodeRows;
   float* const part_v = part_l + kDecodeWarps * kDecodeRows;

@@ -19,23 +19,33 @@ struct Tile {
   static constexpr size_t Bytes(int rows) { return size_t(rows) * kPitch * sizeof(T); }
 };
 
-// Slots [first, first + rows) of one (lane, KV head); zeros from `used` on, where what an earlier
-// sequence left could be anything. Formats other than T's own are turned into T.
-template <class T, int kDim>
+constexpr int kTileThreads = 128;  // of every block that fills tiles
+
+// Slots [first, first + kRows) of one (lane, KV head), all of them physical ones; zeros from `used`
+// on, where what an earlier sequence left could be anything. Formats other than T's own are turned
+// into T.
+template <int kRows, class T, int kDim>
 __device__ void FillKv(const Tile<T, kDim>& tile, const KvHead& head, KvFormat format, int first,
-                       int rows, int used) {
+                       int used) {
   constexpr int kSize = Pack<T>::kSize;
   constexpr int kPacks = Tile<T, kDim>::kPacks;
-  for (int i = threadIdx.x; i < rows * kPacks; i += blockDim.x) {
+  if (!IsQuantized(format)) {
+    // Rows of kDim elements lie one behind the other.
+    const std::byte* from = head.row(first) + threadIdx.x * sizeof(Pack<T>);
+#pragma unroll
+    for (int k = 0; k < (kRows * kPacks + kTileThreads - 1) / kTileThreads; ++k) {
+      const int i = threadIdx.x + k * kTileThreads;
+      if (kRows * kPacks % kTileThreads != 0 && i >= kRows * kPacks) break;
+      const int r = i / kPacks;
+      CopyAsync16(tile.row(r) + i % kPacks * kSize, from + k * kTileThreads * sizeof(Pack<T>),
+                  first + r >= used);
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < kRows * kPacks; i += kTileThreads) {
     const int r = i / kPacks;
     const int d = i % kPacks * kSize;
     const int slot = first + r;
-    if (!IsQuantized(format)) {
-      // Slots beyond the physical ones are beyond the used ones, too: read row 0, keep zeros.
-      const bool zeros = slot >= used;
-      CopyAsync16(tile.row(r) + d, head.row(zeros ? 0 : slot) + d * sizeof(T), zeros);
-      continue;
-    }
     Pack<T> pack;
     if (slot >= used) {
 #pragma unroll
@@ -69,6 +79,14 @@ __device__ void FillKv(const Tile<T, kDim>& tile, const KvHead& head, KvFormat f
   }
 }
 
+// Positions of slots [first, first + rows), -1 where a slot is empty: rows is a multiple of 4, and
+// all of them are physical slots. Enqueues copies.
+__device__ inline void FillPositions(int32_t* tile, const AttentionTask& t, int first, int rows) {
+  for (int i = threadIdx.x * 4; i < rows; i += blockDim.x * 4) {
+    CopyAsync16(tile + i, t.slot_pos + first + i, false);
+  }
+}
+
 // Query rows [first, first + rows) of a task, a row being (token, query head of the group); zeros
 // behind the last. Enqueues copies.
 template <class T, int kDim>
@@ -88,17 +106,28 @@ __device__ void FillQueries(const Tile<T, kDim>& tile, const AttentionArguments&
   }
 }
 
-// Logits in units of log 2, so that weights are powers of two: one multiplication folds the scale.
-struct LogitRule {
-  float factor;   // scale * log2(e), or scale alone where there is a softcap
-  float softcap;  // 0: none
-
-  __device__ explicit LogitRule(const AttentionArguments& a)
-      : factor(a.softcap > 0 ? a.scale : a.scale * 1.4426950408889634f), softcap(a.softcap) {}
-  __device__ float operator()(float dot) const {
-    const float logit = dot * factor;
-    return softcap > 0 ? softcap * tanhf(logit / softcap) * 1.4426950408889634f : logit;
+// Products of q and k to logits in units of log 2, so that weights are powers of two: one
+// multiplication folds the scale. A softcap takes a way of its own, which keeps the usual one
+// short.
+template <int kTiles>
+__device__ void ToLogits(float (&s)[kTiles][4], const AttentionArguments& a) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  if (a.softcap > 0) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        s[n][j] = a.softcap * tanhf(s[n][j] * a.scale / a.softcap) * kLog2E;
+      }
+    }
+    return;
   }
-};
+  const float factor = a.scale * kLog2E;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) s[n][j] *= factor;
+  }
+}
 
 }  // namespace keyline::cuda

@@ -10,7 +10,7 @@ namespace keyline::cuda {
 
 // Rows up to which a product is one pass of our own kernels over the weights: on tensor cores, and
 // without.
-constexpr int kSkinnyRows = 64;
+constexpr int kSkinnyRows = 32;
 constexpr int kSmallRows = 16;
 
 // out = in * w^T, in the weight's format throughout; out may be float32 besides.

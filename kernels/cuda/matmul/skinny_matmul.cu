@@ -1,13 +1,12 @@
-// Products of up to 64 rows on tensor cores, in bf16 or f16: one pass over the weights, bound by
+// Products of up to 32 rows on tensor cores, in bf16 or f16: one pass over the weights, bound by
 // reading them. Limit: bytes of the weight over read bandwidth.
 //
 // The weights are the rows of the multiplication (16 outputs a tile) and the activations its
 // columns, so that few rows of activations waste little. A block has one tile; its warps share the
-// inputs, 32 at a time, and add up at the end. Every lane copies through shared memory just the 16
-// bytes that it multiplies itself, several steps ahead: no barrier stands in the loop. Which of the
-// 32 inputs stands where in the multiplication does not matter as long as both sides agree, so a
-// lane takes eight consecutive ones. Copies begin before the predecessor has ended: weights depend
-// on nobody.
+// inputs, 64 at a time, and add up at the end. Weights come through shared memory, each warp's own
+// part of it, several blocks of inputs ahead; copies begin before the predecessor has ended,
+// because weights depend on nobody. Which of 32 inputs stands where in the multiplication does not
+// matter as long as both sides agree, so a lane takes eight consecutive ones.
 //
 // An RMS norm needs the length of a row only at the end: its blocks meet all inputs anyway.
 //
@@ -27,9 +26,13 @@ namespace {
 
 constexpr int kTileRows = 16;  // outputs of a block
 constexpr int kStep = 32;      // inputs of a warp at a time
-constexpr int kDepth = 8;      // steps under way, a power of two
+constexpr int kBlock = 64;     // inputs that it copies at a time: 128 bytes, a line, of every row
+constexpr int kStepsOfBlock = kBlock / kStep;
+constexpr int kPieces = kBlock / 8;  // of 16 bytes, of a row
+constexpr int kRowsOfLane = kTileRows * kPieces / kWarp;
+constexpr int kDepth = 4;  // blocks of inputs under way, a power of two
 constexpr int kMostWarps = 8;
-constexpr size_t kStepBytes = kTileRows * kStep * 2;
+constexpr size_t kBlockBytes = kTileRows * kBlock * 2;
 
 struct Arguments {
   void* out;
@@ -50,44 +53,47 @@ struct Arguments {
   Activation activation;
 };
 
-// What a lane multiplies its weights with in a few steps: eight inputs of column lane / 4 of every
-// tile of columns, zeros where there is no such row or input.
+// What a lane multiplies its weights with in a few blocks of inputs: of each step eight inputs of
+// column lane / 4 of every tile of columns, zeros where there is no such row or input.
 template <class T, int kColumns, bool kNorm>
 struct Activations {
-  static constexpr int kSteps = kNorm || kColumns == 2 ? 2 : kColumns == 1 ? 4 : 1;
-  uint4 x[kSteps][kColumns];
-  float4 scale[kNorm ? kSteps : 1][2];  // weights of the norm
+  static constexpr int kBlocks = kColumns == 1 && !kNorm ? 2 : 1;
+  uint4 x[kBlocks][kStepsOfBlock][kColumns];
+  float4 scale[kNorm ? kBlocks : 1][kStepsOfBlock][2];  // weights of the norm
 
-  template <class InputOf>
-  __device__ void Load(const Arguments& a, int first, int steps, int piece,
-                       const InputOf& input_of) {
-    const int column = threadIdx.x % kWarp / 4;
+  __device__ void Load(const Arguments& a, int first, int blocks, int warps) {
+    const int lane = threadIdx.x % kWarp;
 #pragma unroll
-    for (int g = 0; g < kSteps; ++g) {
-      const int at = input_of(first + g) + piece;
-      const bool inside = first + g < steps && at < a.cols;
+    for (int g = 0; g < kBlocks; ++g) {
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        const int row = c * 8 + column;
-        x[g][c] = make_uint4(0, 0, 0, 0);
-        if (inside && row < a.rows) {
-          x[g][c] =
-              *reinterpret_cast<const uint4*>(static_cast<const T*>(a.in) + row * a.in_stride + at);
+      for (int h = 0; h < kStepsOfBlock; ++h) {
+        const int block = (first + g) * warps + threadIdx.x / kWarp;
+        const int at = block * kBlock + h * kStep + lane % 4 * 8;
+        const bool inside = first + g < blocks && at < a.cols;
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          const int row = c * 8 + lane / 4;
+          x[g][h][c] = make_uint4(0, 0, 0, 0);
+          if (inside && row < a.rows) {
+            x[g][h][c] = *reinterpret_cast<const uint4*>(static_cast<const T*>(a.in) +
+                                                         row * a.in_stride + at);
+          }
         }
-      }
-      if (kNorm) scale[g][0] = scale[g][1] = make_float4(0, 0, 0, 0);
-      if (kNorm && inside) {
-        scale[g][0] = *reinterpret_cast<const float4*>(a.norm_weight + at);
-        scale[g][1] = *reinterpret_cast<const float4*>(a.norm_weight + at + 4);
+        if (kNorm) scale[g][h][0] = scale[g][h][1] = make_float4(0, 0, 0, 0);
+        if (kNorm && inside) {
+          scale[g][h][0] = *reinterpret_cast<const float4*>(a.norm_weight + at);
+          scale[g][h][1] = *reinterpret_cast<const float4*>(a.norm_weight + at + 4);
+        }
       }
     }
   }
 
-  // Multiplies step g by the weights of the norm and adds the squares of what it was.
-  __device__ void Scale(int g, float& squares) {
-    const auto values = *reinterpret_cast<const Pack<T>*>(&x[g][0]);
-    const float by[8] = {scale[g][0].x, scale[g][0].y, scale[g][0].z, scale[g][0].w,
-                         scale[g][1].x, scale[g][1].y, scale[g][1].z, scale[g][1].w};
+  // Multiplies a step by the weights of the norm and adds the squares of what it was.
+  __device__ void Scale(int g, int h, float& squares) {
+    const auto values = *reinterpret_cast<const Pack<T>*>(&x[g][h][0]);
+    const float4(&by4)[2] = scale[g][h];
+    const float by[8] = {by4[0].x, by4[0].y, by4[0].z, by4[0].w,
+                         by4[1].x, by4[1].y, by4[1].z, by4[1].w};
     float normed[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -95,8 +101,8 @@ struct Activations {
       squares = fmaf(value, value, squares);
       normed[j] = value * by[j];
     }
-    x[g][0] = make_uint4(PackTwo<T>(normed[0], normed[1]), PackTwo<T>(normed[2], normed[3]),
-                         PackTwo<T>(normed[4], normed[5]), PackTwo<T>(normed[6], normed[7]));
+    x[g][h][0] = make_uint4(PackTwo<T>(normed[0], normed[1]), PackTwo<T>(normed[2], normed[3]),
+                            PackTwo<T>(normed[4], normed[5]), PackTwo<T>(normed[6], normed[7]));
   }
 };
 
@@ -111,28 +117,34 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
   const int warps = blockDim.x / kWarp;
   const int64_t tile = blockIdx.x;
 
-  // This lane's two outputs; where there are fewer, row 0 again, and nothing comes of it.
+  // Rows that this lane copies; where there are fewer, row 0 again, and nothing comes of it.
   const int64_t half = a.gated ? a.outputs / 2 : 0;
-  int64_t first = a.gated ? tile * 8 + lane / 4 : tile * kTileRows + lane / 4;
-  int64_t second = a.gated ? half + first : first + 8;
-  if (first >= (a.gated ? half : a.outputs)) first = 0;
-  if (second >= a.outputs) second = 0;
-  const int piece = lane % 4 * 8;  // of the 32 inputs of a step
-  const T* const weights = static_cast<const T*>(a.weight);
-  const T* const from[2] = {weights + first * a.padded + piece,
-                            weights + second * a.padded + piece};
+  const T* from[kRowsOfLane];
+#pragma unroll
+  for (int q = 0; q < kRowsOfLane; ++q) {
+    const int r = q * (kWarp / kPieces) + lane / kPieces;  // of the tile
+    int64_t row = a.gated ? tile * 8 + r % 8 + (r < 8 ? 0 : half) : tile * kTileRows + r;
+    if (row >= a.outputs || (a.gated && tile * 8 + r % 8 >= half)) row = 0;
+    from[q] = static_cast<const T*>(a.weight) + row * a.padded + lane % kPieces * 8;
+  }
 
-  // Steps go to warps in pairs: two steps are 128 bytes of a row.
-  const int pairs = static_cast<int>(a.padded / (2 * kStep));
-  const int steps = pairs <= warp ? 0 : (pairs - warp + warps - 1) / warps * 2;
-  const auto input_of = [&](int i) { return ((i / 2 * warps + warp) * 2 + i % 2) * kStep; };
-  uint4* const ring = reinterpret_cast<uint4*>(shared + warp * kDepth * kStepBytes) + lane;
+  // Blocks of inputs go to the warps in turn.
+  const int all = static_cast<int>(a.padded / kBlock);
+  const int blocks = all <= warp ? 0 : (all - warp + warps - 1) / warps;
+  uint4* const ring = reinterpret_cast<uint4*>(shared + warp * kDepth * kBlockBytes);
+  // Piece p of row r; rows of odd number keep their halves the other way round, so that the lanes
+  // that read together meet different banks.
+  const auto place = [&](int i, int r, int p) {
+    return ring + i % kDepth * (kTileRows * kPieces) + r * kPieces + (p ^ (r % 2 * 4));
+  };
   const auto copy = [&](int i) {
-    if (i < steps) {
-      uint4* to = ring + i % kDepth * (2 * kWarp);
-      const int at = input_of(i);
-      CopyAsync16(to, from[0] + at, false);
-      CopyAsync16(to + kWarp, from[1] + at, false);
+    if (i < blocks) {
+      const int at = (i * warps + warp) * kBlock;
+#pragma unroll
+      for (int q = 0; q < kRowsOfLane; ++q) {
+        const int r = q * (kWarp / kPieces) + lane / kPieces;
+        CopyAsync16(place(i, r, lane % kPieces), from[q] + at, false);
+      }
     }
     CommitCopies();
   };
@@ -143,29 +155,35 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
   // Activations come in groups of steps, one group ahead of the multiplication: their latency is
   // longer than a step.
   using Loads = Activations<T, kColumns, kNorm>;
-  constexpr int kGroup = Loads::kSteps;
+  constexpr int kGroup = Loads::kBlocks;
   Loads next;
-  next.Load(a, 0, steps, piece, input_of);
+  next.Load(a, 0, blocks, warps);
   float sum[kColumns][4] = {};
   float squares = 0;  // of column lane / 4, as far as this lane meets it
-  for (int begin = 0; begin < steps; begin += kGroup) {
+  for (int begin = 0; begin < blocks; begin += kGroup) {
     Loads now = next;
-    next.Load(a, begin + kGroup, steps, piece, input_of);
+    next.Load(a, begin + kGroup, blocks, warps);
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
       const int i = begin + g;
-      if (i >= steps) break;
-      if (kNorm) now.Scale(g, squares);
+      if (i >= blocks) break;
+      __syncwarp();  // all lanes have read what is overwritten now
       copy(i + kDepth - 1);
       WaitForCopies<kDepth - 1>();
-      const uint4 upper = ring[i % kDepth * (2 * kWarp)];
-      const uint4 lower = ring[i % kDepth * (2 * kWarp) + kWarp];
-      const uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y};
-      const uint32_t high[4] = {upper.z, lower.z, upper.w, lower.w};
+      __syncwarp();  // and see what the others have copied
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        MultiplyAdd<T>(sum[c], low, now.x[g][c].x, now.x[g][c].y);
-        MultiplyAdd<T>(sum[c], high, now.x[g][c].z, now.x[g][c].w);
+      for (int h = 0; h < kStepsOfBlock; ++h) {
+        if (kNorm) now.Scale(g, h, squares);
+        const uint4 upper = *place(i, lane / 4, h * 4 + lane % 4);
+        const uint4 lower = *place(i, lane / 4 + 8, h * 4 + lane % 4);
+        const uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y};
+        const uint32_t high[4] = {upper.z, lower.z, upper.w, lower.w};
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          const uint4& x = now.x[g][h][c];
+          MultiplyAdd<T>(sum[c], low, x.x, x.y);
+          MultiplyAdd<T>(sum[c], high, x.z, x.w);
+        }
       }
     }
   }
@@ -226,7 +244,7 @@ void Launch(Stream& s, const Arguments& a) {
   // Few tiles need more warps each to keep the memory busy. By the shape of the weight alone: the
   // order of the sums depends on it.
   const int warps = tiles <= 2 * Multiprocessors(s) ? kMostWarps : kMostWarps / 2;
-  const size_t ring = warps * kDepth * kStepBytes;
+  const size_t ring = warps * kDepth * kBlockBytes;
   const size_t sums =
       (size_t(kMostWarps) * kColumns * 8 * kTileRows + kMostWarps * 8) * sizeof(float);
   LaunchDependent(s, SkinnyKernel<T, kColumns, kNorm>, dim3(static_cast<unsigned>(tiles)),
@@ -238,8 +256,7 @@ void LaunchColumns(Stream& s, const Arguments& a) {
   if (a.norm_weight != nullptr) return Launch<T, 1, true>(s, a);
   if (a.rows <= 8) return Launch<T, 1, false>(s, a);
   if (a.rows <= 16) return Launch<T, 2, false>(s, a);
-  if (a.rows <= 32) return Launch<T, 4, false>(s, a);
-  return Launch<T, 8, false>(s, a);
+  return Launch<T, 4, false>(s, a);
 }
 
 }  // namespace
