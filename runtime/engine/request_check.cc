@@ -122,6 +122,9 @@ absl::Status CheckRequest(const Request& request, const PipelineSpec& spec,
     return Bad("prefix", absl::StrCat("got ", request.prefix_tokens, " tokens, must be less than ",
                                       "the prompt's ", prompt));
   }
+  if (request.prefix_tokens > 0 && request.reads_only()) {
+    return Bad("prefix", "not for a request that reads every token: score or embed without it");
+  }
   for (size_t i = 0; i < request.prompt.size(); ++i) {
     if (request.prompt[i] < 0 || request.prompt[i] >= model.vocab_size) {
       return Bad("prompt", absl::StrCat("token id ", request.prompt[i], " at index ", i,

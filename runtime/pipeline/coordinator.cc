@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
+#include "runtime/pipeline/open_lane.h"
 #include "runtime/pipeline/plan_bytes.h"
 
 namespace keyline {
@@ -57,7 +58,12 @@ void Merge(pipeline::StepResult&& part, Coordinator::Result& result) {
 absl::Status Coordinator::Launch(pipeline::StepPlan plan) {
   CHECK_LT(in_flight(), spec().pipeline_depth);
   plan.set_step(next_step_++);
-  Flight flight{.step = plan.step(), .tokens = 0, .begin = absl::Now(), .owing = {}, .own = {}};
+  Flight flight{.step = plan.step(),
+                .tokens = 0,
+                .states = MovesStates(plan),
+                .begin = absl::Now(),
+                .owing = {},
+                .own = {}};
   for (const pipeline::PlanBatch& batch : plan.batches()) {
     for (const pipeline::PlanChunk& chunk : batch.chunks()) {
       flight.tokens += chunk.token_ids_size();
@@ -94,7 +100,7 @@ absl::StatusOr<Coordinator::Result> Coordinator::Collect() {
     if (!part.ok()) return lost_ = part.status();
     Merge(*std::move(part), result);
   }
-  limit_.Took(absl::Now() - flight.begin, flight.tokens);
+  if (!flight.states) limit_.Took(absl::Now() - flight.begin, flight.tokens);
   comm_->state()->Doing("decide what runs next");
   return result;
 }
@@ -102,7 +108,8 @@ absl::StatusOr<Coordinator::Result> Coordinator::Collect() {
 absl::StatusOr<pipeline::StepResult> Coordinator::Await(int rank, const Flight& flight) {
   const std::string awaited = absl::StrCat("the result of step ", flight.step);
   comm_->state()->Doing(absl::StrCat("receive ", awaited, " from rank ", rank));
-  ASSIGN_OR_RETURN(Bytes bytes, comm_->RecvBytes(rank, limit_.For(flight.tokens), awaited));
+  ASSIGN_OR_RETURN(Bytes bytes,
+                   comm_->RecvBytes(rank, limit_.For(flight.tokens, flight.states), awaited));
   pipeline::StepResult part;
   RETURN_IF_ERROR(FromBytes(bytes, part));
   if (part.step() != flight.step) {

@@ -44,6 +44,7 @@ class Coordinator {
   struct Flight {
     uint64_t step;
     int tokens;
+    bool states;  // saves or restores lanes
     absl::Time begin;
     std::vector<int> owing;  // ranks whose results are awaited
     pipeline::StepResult own;

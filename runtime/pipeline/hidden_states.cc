@@ -1,9 +1,9 @@
 #include "runtime/pipeline/hidden_states.h"
 
-#include <glog/logging.h>
-
 #include <algorithm>
-#include <bit>
+#include <cstddef>
+
+#include "runtime/files/gguf/gguf_blocks.h"
 
 namespace keyline {
 namespace {
@@ -17,19 +17,11 @@ bool AsksFor(const PlanChunk& chunk, int layer) {
 // Rows [first, first + count) as float32, row major.
 std::vector<float> ReadRows(Stream& s, TensorView hidden, int first, int count) {
   const TensorView rows = hidden.Rows(first, count);
-  std::vector<float> values(rows.elements());
-  if (rows.dtype == DType::kF32) {
-    s.CopyAsync(values.data(), rows.data, rows.bytes());
-    s.Synchronize();
-    return values;
-  }
-  CHECK(rows.dtype == DType::kBF16) << "activations are float32 or bfloat16";
-  std::vector<uint16_t> halves(values.size());
-  s.CopyAsync(halves.data(), rows.data, rows.bytes());
+  std::vector<std::byte> bytes(rows.bytes());
+  s.CopyAsync(bytes.data(), rows.data, bytes.size());
   s.Synchronize();
-  for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = std::bit_cast<float>(uint32_t{halves[i]} << 16);
-  }
+  std::vector<float> values(rows.elements());
+  DequantizeRow(rows.dtype, bytes.data(), rows.elements(), values.data());
   return values;
 }
 

@@ -1,5 +1,7 @@
 #include "runtime/pipeline/open_lane.h"
 
+#include <algorithm>
+
 namespace keyline {
 
 void WritePolicy(const LanePolicy& policy, pipeline::OpenLane& open) {
@@ -30,6 +32,12 @@ LanePolicy ReadPolicy(const pipeline::OpenLane& open) {
     policy.max_protected_fraction = open.max_protected_fraction();
   }
   return policy;
+}
+
+bool MovesStates(const pipeline::StepPlan& plan) {
+  return plan.save_size() > 0 ||
+         std::any_of(plan.open().begin(), plan.open().end(),
+                     [](const pipeline::OpenLane& open) { return open.restore_size() > 0; });
 }
 
 }  // namespace keyline

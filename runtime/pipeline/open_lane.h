@@ -10,4 +10,7 @@ namespace keyline {
 void WritePolicy(const LanePolicy& policy, pipeline::OpenLane& open);
 LanePolicy ReadPolicy(const pipeline::OpenLane& open);
 
+// Whether the plan saves lanes or restores them. Every rank answers such a plan.
+bool MovesStates(const pipeline::StepPlan& plan);
+
 }  // namespace keyline

@@ -142,10 +142,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
 bool Stage::Answers(const StepPlan& plan, int rank, int ranks) {
   if (plan.stop()) return false;
   if (rank == ranks - 1 || plan.want_timing() || plan.want_placements()) return true;
-  if (plan.save_size() > 0) return true;
-  for (const pipeline::OpenLane& open : plan.open()) {
-    if (open.restore_size() > 0) return true;
-  }
+  if (MovesStates(plan)) return true;
   for (const PlanBatch& batch : plan.batches()) {
     for (const PlanChunk& chunk : batch.chunks()) {
       if (chunk.trace() || chunk.hidden_ends()) return true;
@@ -224,16 +221,17 @@ absl::StatusOr<StepResult> Stage::Run(const StepPlan& plan, Communicator& comm) 
   for (const PlanBatch& batch : plan.batches()) {
     for (const PlanChunk& chunk : batch.chunks()) tokens += chunk.token_ids_size();
   }
+  const bool states = MovesStates(plan);
   RankState& state = *comm.state();
   state.Step(plan.step());
   // The host's own work may take its time; a device that waits for a lost peer never ends.
-  if (!p_->device->memory_is_host()) state.Expect(p_->limit.For(tokens));
+  if (!p_->device->memory_is_host()) state.Expect(p_->limit.For(tokens, states));
   p_->stream->WhileWaiting([&comm] { comm.Progress(); });
   absl::StatusOr<StepResult> result = RunBatches(plan, comm);
   p_->stream->WhileWaiting(nullptr);
   if (!result.ok()) return result;
   state.Ended();
-  p_->limit.Took(absl::Now() - begin, tokens);
+  if (!states) p_->limit.Took(absl::Now() - begin, tokens);
   return result;
 }
 
@@ -265,7 +263,8 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
     if (!p_->shard.embedding) {
       const int64_t before = absl::GetCurrentTimeNanos();
       state.Doing(p_->receiving);
-      RETURN_IF_ERROR(comm.Recv(p_->rank - 1, a.hidden, s, p_->limit.For(batch.tokens)));
+      const absl::Duration limit = p_->limit.For(batch.tokens, MovesStates(plan));
+      RETURN_IF_ERROR(comm.Recv(p_->rank - 1, a.hidden, s, limit));
       wait_ns += absl::GetCurrentTimeNanos() - before;
     }
     const auto pass = [&] {

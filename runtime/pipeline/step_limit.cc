@@ -10,7 +10,8 @@ double Work(int tokens) { return 64.0 + tokens; }
 
 }  // namespace
 
-absl::Duration StepLimit::For(int tokens) const {
+absl::Duration StepLimit::For(int tokens, bool states) const {
+  if (states) return For(tokens) + absl::Seconds(60);
   if (slowest_ == 0) return absl::Seconds(60) + absl::Milliseconds(200) * tokens;
   return std::max(absl::Seconds(5), absl::Seconds(20 * slowest_ * Work(tokens)));
 }

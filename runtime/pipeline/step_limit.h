@@ -11,8 +11,10 @@ class StepLimit {
  public:
   // For a step of `tokens`. Until one has been seen: 60 s and 0.2 s a token, since the first step
   // reads weights for the first time. Then: 20 times what the slowest one took, scaled by tokens,
-  // but no less than 5 s.
-  absl::Duration For(int tokens) const;
+  // but no less than 5 s. `states`: it saves or restores lanes, up to a GiB of each, which travels
+  // between ranks; it has 60 s more for that.
+  absl::Duration For(int tokens, bool states = false) const;
+  // Of a step without states.
   void Took(absl::Duration time, int tokens);
 
  private:

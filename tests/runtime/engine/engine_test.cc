@@ -257,6 +257,12 @@ INSTANTIATE_TEST_SUITE_P(
                      r.cache->protect_until = "x";
                    },
                    "protect_until: this model has no tokenizer"},
+        BadRequest{"prefix",
+                   [](Request& r) {
+                     r.prefix_tokens = 1;
+                     r.embed.enabled = true;
+                   },
+                   "prefix: not for a request that reads every token"},
         BadRequest{"text", [](Request& r) { r.response.text = true; }, "text: this model has no"}),
     [](const auto& info) { return info.param.name; });
 

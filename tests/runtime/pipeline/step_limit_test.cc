@@ -27,5 +27,12 @@ TEST(StepLimitTest, TwentyTimesTheSlowestScaledByTokens) {
   EXPECT_NEAR(absl::ToDoubleSeconds(limit.For(1)), 20, 1e-6);
 }
 
+TEST(StepLimitTest, MoreWhereStatesTravel) {
+  StepLimit limit;
+  EXPECT_EQ(limit.For(1, true), absl::Seconds(120.2));
+  limit.Took(absl::Milliseconds(10), 1);
+  EXPECT_EQ(limit.For(1, true), absl::Seconds(65));
+}
+
 }  // namespace
 }  // namespace keyline
