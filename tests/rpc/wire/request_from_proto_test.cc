@@ -237,7 +237,7 @@ TEST(RequestFromProto, TooManyStops) {
   EXPECT_EQ(RequestFromProto(request, Rules()).status().message(),
             "stopping.stop_token_ids: got 65, at most 64");
   request.mutable_stopping()->clear_stop_token_ids();
-  for (int i = 0; i < 17; ++i) request.mutable_stopping()->add_stop_strings("x");
+  for (int i = 0; i < 17; ++i) request.mutable_stopping()->add_stop_strings(std::string(1, 'x'));
   EXPECT_EQ(RequestFromProto(request, Rules()).status().message(),
             "stopping.stop_strings: got 17, at most 16");
 }
