@@ -130,13 +130,12 @@ class Launcher {
 
 bool UsesGpus(const LaunchOptions& options) { return absl::StrContains(options.device, "cuda"); }
 
-// Before any thread or CUDA call of this process; again does no harm.
+}  // namespace
+
 void PrepareProcess(const LaunchOptions& options, int ranks) {
   if (StartedByMpi()) Watchdog::BlockSigterm();
   if (UsesGpus(options) && !StartedByMpi() && ranks > 1) SetNcclEnvironment("");
 }
-
-}  // namespace
 
 int ProcessRank() {
   const char* text = std::getenv("OMPI_COMM_WORLD_RANK");

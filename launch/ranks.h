@@ -24,6 +24,10 @@ using RankZero = std::function<absl::Status(Coordinator& coordinator,
 absl::Status RunPipeline(const LaunchOptions& options, const OpenedModel& opened, PipelineSpec spec,
                          bool show_progress, const RankZero& rank_zero);
 
+// Before any thread or CUDA call of this process: its signals go to the watchdog, and NCCL finds
+// its environment. RunPipeline and PlayRanks call it, too; again does no harm.
+void PrepareProcess(const LaunchOptions& options, int ranks);
+
 // What a rank does with its communicator, which is gone when it returns, so that peers hear of an
 // early end.
 using PlayRank = std::function<absl::Status(std::unique_ptr<Communicator>)>;

@@ -23,6 +23,8 @@ const std::map<std::string, absl::Status (*)(const bench::Run&)> kKinds = {
     {"gemv", bench::Gemv},     {"hop", bench::Hop},         {"device", bench::DeviceRates}};
 
 absl::Status RunBench(const LaunchOptions& options, const Arguments& args) {
+  ASSIGN_OR_RETURN(const int ranks, NumberOfRanks(options));
+  PrepareProcess(options, ranks);  // before the probes open devices
   bench::Report report;
   OpenedModel opened;
   if (args.what != "hop" && args.what != "device") {
