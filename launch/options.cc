@@ -51,8 +51,9 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
       "how tensors travel between ranks: auto is NCCL where each has a GPU to itself, else host")
       ->check(CLI::IsMember({"auto", "host", "nccl"}))
       ->capture_default_str();
-  AddFlag(app, "--deterministic", o.deterministic,
-          "the same tokens whatever else is in the batch (always so on the CPU)");
+  AddFlag(
+      app, "--deterministic", o.deterministic,
+      "the same tokens whatever else is in the batch: always so on the CPU; no effect on GPUs yet");
 }
 
 void AddCacheOptions(CLI::App& app, LaunchOptions& o) {
