@@ -15,7 +15,7 @@ def test_the_quality_notebook_measures_and_plots(address, tmp_path):
     plot = tmp_path / 'quality.svg'
     settings = {
         'KEYLINE_ADDRESS': address,
-        'KEYLINE_WINDOW': '96',
+        'KEYLINE_WINDOW': '128',
         'KEYLINE_WINDOWS': '2',
         'KEYLINE_CHUNK': '4',
         'KEYLINE_PLOT': str(plot),
@@ -32,7 +32,7 @@ def test_the_quality_notebook_measures_and_plots(address, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [line.split('|')[1:-1] for line in done.stdout.splitlines() if line.startswith('|')]
     assert [cell.strip() for cell in rows[0]] == ['slots', 'last_recent', 'h2o']
-    assert [int(row[0]) for row in rows[2:]] == [48, 24, 12]
+    assert [int(row[0]) for row in rows[2:]] == [64, 32, 16]
     prices = [float(cell) for row in rows[2:] for cell in row[1:]]
     assert all(abs(price) < 5 for price in prices)
     assert any(price != 0 for price in prices)

@@ -249,13 +249,16 @@ def test_watching_the_caches(client, connect, address):
     watcher = connect(address)
     events = watcher.watch_cache(request_id='watched', layers=[1])
     with ThreadPoolExecutor(1) as pool:
-        heard = pool.submit(lambda: [next(events) for _ in range(4)])
+        heard = pool.submit(lambda: [next(events) for _ in range(6)])
         generate(client)
         client.score(token_ids=LONG_PROMPT[:112], cache=SLIDING, request_id='watched')
         chunks = heard.result(30)
-    # The cache is filled, then chunks of 16 drop the oldest tokens but the sinks.
+    # The cache is filled, in pieces that fit a pass (a token of each lane, a chunk and 4), then chunks
+    # of 16 drop the oldest tokens but the sinks.
     assert [(event.first_position, event.tokens) for event in chunks] == [
-        (0, 64),
+        (0, 22),
+        (22, 22),
+        (44, 20),
         (64, 16),
         (80, 16),
         (96, 16),
