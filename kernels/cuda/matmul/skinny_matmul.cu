@@ -2,11 +2,13 @@
 // reading them. Limit: bytes of the weight over read bandwidth.
 //
 // The weights are the rows of the multiplication (16 outputs a tile) and the activations its
-// columns, so that few rows of activations waste little. A block has one tile; its warps share the
-// inputs, 64 at a time, and add up at the end. Weights come through shared memory, each warp's own
-// part of it, several blocks of inputs ahead; copies begin before the predecessor has ended,
-// because weights depend on nobody. Which of 32 inputs stands where in the multiplication does not
-// matter as long as both sides agree, so a lane takes eight consecutive ones.
+// columns, so that few rows of activations waste little. A block has one tile, or several where the
+// activations are many: every block reads all of them, and with one tile of weights that would be
+// more than the weights. Its warps share the inputs, 64 at a time, and add up at the end. Weights
+// come through shared memory, each warp's own part of it, several blocks of inputs ahead; copies
+// begin before the predecessor has ended, because weights depend on nobody. Which of 32 inputs
+// stands where in the multiplication does not matter as long as both sides agree, so a lane takes
+// eight consecutive ones.
 //
 // An RMS norm needs the length of a row only at the end: its blocks meet all inputs anyway.
 //
@@ -24,15 +26,25 @@
 namespace keyline::cuda {
 namespace {
 
-constexpr int kTileRows = 16;  // outputs of a block
+constexpr int kTileRows = 16;  // outputs of a tile
 constexpr int kStep = 32;      // inputs of a warp at a time
 constexpr int kBlock = 64;     // inputs that it copies at a time: 128 bytes, a line, of every row
 constexpr int kStepsOfBlock = kBlock / kStep;
 constexpr int kPieces = kBlock / 8;  // of 16 bytes, of a row
 constexpr int kRowsOfLane = kTileRows * kPieces / kWarp;
-constexpr int kDepth = 4;  // blocks of inputs under way, a power of two
 constexpr int kMostWarps = 8;
 constexpr size_t kBlockBytes = kTileRows * kBlock * 2;
+
+// Blocks of inputs under way. Two thread blocks must find room on a multiprocessor, or a successor
+// could not begin early.
+constexpr int Depth(int tiles) { return tiles == 4 ? 3 : 4; }
+
+// Of a thread block: its warps' rings, or what they add up in the end.
+constexpr size_t SharedBytes(int warps, int tiles, int columns) {
+  const size_t ring = size_t(warps) * Depth(tiles) * tiles * kBlockBytes;
+  const size_t sums = size_t(warps) * (tiles * columns * 8 * kTileRows + 8) * sizeof(float);
+  return std::max(ring, sums);
+}
 
 struct Arguments {
   void* out;
@@ -106,8 +118,8 @@ struct Activations {
   }
 };
 
-// kColumns: tiles of 8 rows of activations.
-template <class T, int kColumns, bool kNorm>
+// kColumns: tiles of 8 rows of activations. kTiles: of weights.
+template <class T, int kColumns, int kTiles, bool kNorm>
 __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Arguments a) {
   static_assert(!kNorm || kColumns == 1);
   extern __shared__ __align__(16) unsigned char shared[];
@@ -115,35 +127,44 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int warps = blockDim.x / kWarp;
-  const int64_t tile = blockIdx.x;
+  const int64_t first_tile = int64_t{blockIdx.x} * kTiles;
 
   // Rows that this lane copies; where there are fewer, row 0 again, and nothing comes of it.
   const int64_t half = a.gated ? a.outputs / 2 : 0;
-  const T* from[kRowsOfLane];
+  const T* from[kTiles][kRowsOfLane];
 #pragma unroll
-  for (int q = 0; q < kRowsOfLane; ++q) {
-    const int r = q * (kWarp / kPieces) + lane / kPieces;  // of the tile
-    int64_t row = a.gated ? tile * 8 + r % 8 + (r < 8 ? 0 : half) : tile * kTileRows + r;
-    if (row >= a.outputs || (a.gated && tile * 8 + r % 8 >= half)) row = 0;
-    from[q] = static_cast<const T*>(a.weight) + row * a.padded + lane % kPieces * 8;
+  for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+    for (int q = 0; q < kRowsOfLane; ++q) {
+      const int64_t tile = first_tile + t;
+      const int r = q * (kWarp / kPieces) + lane / kPieces;  // of the tile
+      int64_t row = a.gated ? tile * 8 + r % 8 + (r < 8 ? 0 : half) : tile * kTileRows + r;
+      if (row >= a.outputs || (a.gated && tile * 8 + r % 8 >= half)) row = 0;
+      from[t][q] = static_cast<const T*>(a.weight) + row * a.padded + lane % kPieces * 8;
+    }
   }
 
   // Blocks of inputs go to the warps in turn.
   const int all = static_cast<int>(a.padded / kBlock);
   const int blocks = all <= warp ? 0 : (all - warp + warps - 1) / warps;
-  uint4* const ring = reinterpret_cast<uint4*>(shared + warp * kDepth * kBlockBytes);
-  // Piece p of row r; rows of odd number keep their halves the other way round, so that the lanes
-  // that read together meet different banks.
-  const auto place = [&](int i, int r, int p) {
-    return ring + i % kDepth * (kTileRows * kPieces) + r * kPieces + (p ^ (r % 2 * 4));
+  constexpr int kDepth = Depth(kTiles);
+  uint4* const ring = reinterpret_cast<uint4*>(shared + warp * kDepth * kTiles * kBlockBytes);
+  // Piece p of row r of a tile; rows of odd number keep their halves the other way round, so that
+  // the lanes that read together meet different banks.
+  const auto place = [&](int i, int tile, int r, int p) {
+    return ring + (i % kDepth * kTiles + tile) * (kTileRows * kPieces) + r * kPieces +
+           (p ^ (r % 2 * 4));
   };
   const auto copy = [&](int i) {
     if (i < blocks) {
       const int at = (i * warps + warp) * kBlock;
 #pragma unroll
-      for (int q = 0; q < kRowsOfLane; ++q) {
-        const int r = q * (kWarp / kPieces) + lane / kPieces;
-        CopyAsync16(place(i, r, lane % kPieces), from[q] + at, false);
+      for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+        for (int q = 0; q < kRowsOfLane; ++q) {
+          const int r = q * (kWarp / kPieces) + lane / kPieces;
+          CopyAsync16(place(i, t, r, lane % kPieces), from[t][q] + at, false);
+        }
       }
     }
     CommitCopies();
@@ -158,7 +179,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
   constexpr int kGroup = Loads::kBlocks;
   Loads next;
   next.Load(a, 0, blocks, warps);
-  float sum[kColumns][4] = {};
+  float sum[kTiles][kColumns][4] = {};
   float squares = 0;  // of column lane / 4, as far as this lane meets it
   for (int begin = 0; begin < blocks; begin += kGroup) {
     Loads now = next;
@@ -174,32 +195,40 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
 #pragma unroll
       for (int h = 0; h < kStepsOfBlock; ++h) {
         if (kNorm) now.Scale(g, h, squares);
-        const uint4 upper = *place(i, lane / 4, h * 4 + lane % 4);
-        const uint4 lower = *place(i, lane / 4 + 8, h * 4 + lane % 4);
-        const uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y};
-        const uint32_t high[4] = {upper.z, lower.z, upper.w, lower.w};
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-          const uint4& x = now.x[g][h][c];
-          MultiplyAdd<T>(sum[c], low, x.x, x.y);
-          MultiplyAdd<T>(sum[c], high, x.z, x.w);
+        for (int t = 0; t < kTiles; ++t) {
+          const uint4 upper = *place(i, t, lane / 4, h * 4 + lane % 4);
+          const uint4 lower = *place(i, t, lane / 4 + 8, h * 4 + lane % 4);
+          const uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y};
+          const uint32_t high[4] = {upper.z, lower.z, upper.w, lower.w};
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            const uint4& x = now.x[g][h][c];
+            MultiplyAdd<T>(sum[t][c], low, x.x, x.y);
+            MultiplyAdd<T>(sum[t][c], high, x.z, x.w);
+          }
         }
       }
     }
   }
 
-  // The warps' sums: [warps][rows of activations][16], then squares [warps][8].
+  // The warps' sums: [warps][tiles][rows of activations][16], then squares [warps][8].
   WaitForCopies<0>();
   __syncthreads();
   float* const sums = reinterpret_cast<float*>(shared);
-  constexpr int kSums = kColumns * 8 * kTileRows;  // of a warp
-  float* const all_squares = sums + kMostWarps * kSums;
+  constexpr int kTileSums = kColumns * 8 * kTileRows;
+  constexpr int kSums = kTiles * kTileSums;  // of a warp
+  float* const all_squares = sums + warps * kSums;
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
+  for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int column = c * 8 + lane % 4 * 2 + j % 2;
-      sums[warp * kSums + column * kTileRows + lane / 4 + j / 2 * 8] = sum[c][j];
+    for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int column = c * 8 + lane % 4 * 2 + j % 2;
+        const int at = column * kTileRows + lane / 4 + j / 2 * 8;
+        sums[warp * kSums + t * kTileSums + at] = sum[t][c][j];
+      }
     }
   }
   if (kNorm) {
@@ -208,11 +237,12 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
     if (lane % 4 == 0) all_squares[warp * 8 + lane / 4] = squares;
   }
   __syncthreads();
-  const int outputs = a.gated ? 8 : kTileRows;  // of this tile
-  for (int i = threadIdx.x; i < a.rows * outputs; i += blockDim.x) {
-    const int m = i / outputs;
+  const int outputs = a.gated ? 8 : kTileRows;  // of a tile
+  for (int i = threadIdx.x; i < a.rows * kTiles * outputs; i += blockDim.x) {
+    const int m = i / (kTiles * outputs);
+    const int t = i / outputs % kTiles;
     const int r = i % outputs;
-    const int64_t n = tile * outputs + r;
+    const int64_t n = (first_tile + t) * outputs + r;
     if (n >= (a.gated ? half : a.outputs)) continue;
     float scale = 1;
     if (kNorm) {
@@ -222,7 +252,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
     }
     const auto total = [&](int row, int64_t output) {
       float x = 0;
-      for (int w = 0; w < warps; ++w) x += sums[w * kSums + m * kTileRows + row];
+      for (int w = 0; w < warps; ++w) x += sums[w * kSums + t * kTileSums + m * kTileRows + row];
       return x * scale + (a.bias != nullptr ? a.bias[output] : 0.0f);
     };
     float value = total(r, n);
@@ -238,25 +268,29 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
   }
 }
 
-template <class T, int kColumns, bool kNorm>
-void Launch(Stream& s, const Arguments& a) {
-  const int64_t tiles = a.gated ? (a.outputs / 2 + 7) / 8 : (a.outputs + kTileRows - 1) / kTileRows;
-  // Few tiles need more warps each to keep the memory busy. By the shape of the weight alone: the
-  // order of the sums depends on it.
-  const int warps = tiles <= 2 * Multiprocessors(s) ? kMostWarps : kMostWarps / 2;
-  const size_t ring = warps * kDepth * kBlockBytes;
-  const size_t sums =
-      (size_t(kMostWarps) * kColumns * 8 * kTileRows + kMostWarps * 8) * sizeof(float);
-  LaunchDependent(s, SkinnyKernel<T, kColumns, kNorm>, dim3(static_cast<unsigned>(tiles)),
-                  warps * kWarp, std::max(ring, sums), a);
+template <class T, int kColumns, int kTiles, bool kNorm>
+void LaunchTiles(Stream& s, const Arguments& a, int64_t tiles, int warps) {
+  LaunchDependent(s, SkinnyKernel<T, kColumns, kTiles, kNorm>,
+                  dim3(static_cast<unsigned>((tiles + kTiles - 1) / kTiles)), warps * kWarp,
+                  SharedBytes(warps, kTiles, kColumns), a);
 }
 
 template <class T>
-void LaunchColumns(Stream& s, const Arguments& a) {
-  if (a.norm_weight != nullptr) return Launch<T, 1, true>(s, a);
-  if (a.rows <= 8) return Launch<T, 1, false>(s, a);
-  if (a.rows <= 16) return Launch<T, 2, false>(s, a);
-  return Launch<T, 4, false>(s, a);
+void Launch(Stream& s, const Arguments& a) {
+  const int64_t tiles = a.gated ? (a.outputs / 2 + 7) / 8 : (a.outputs + kTileRows - 1) / kTileRows;
+  const int64_t few = 2 * Multiprocessors(s);
+  // Few tiles need more warps each to keep the memory busy. By the shape of the weight alone: the
+  // order of the sums depends on it. (How many tiles a block has does not change it.)
+  const int warps = tiles <= few ? kMostWarps : kMostWarps / 2;
+  if (a.norm_weight != nullptr) return LaunchTiles<T, 1, 1, true>(s, a, tiles, warps);
+  if (a.rows <= 8) return LaunchTiles<T, 1, 1, false>(s, a, tiles, warps);
+  if (a.rows <= 16) {
+    return tiles < few / 2 ? LaunchTiles<T, 2, 1, false>(s, a, tiles, warps)
+                           : LaunchTiles<T, 2, 2, false>(s, a, tiles, warps);
+  }
+  if (tiles < few / 2) return LaunchTiles<T, 4, 1, false>(s, a, tiles, warps);
+  if (tiles <= few) return LaunchTiles<T, 4, 2, false>(s, a, tiles, warps);
+  return LaunchTiles<T, 4, 4, false>(s, a, tiles, warps);
 }
 
 }  // namespace
@@ -288,9 +322,9 @@ void SkinnyProduct(Stream& s, const Product& p) {
                        .gated = p.gated,
                        .activation = p.activation};
   if (p.w.dtype == DType::kBF16) {
-    LaunchColumns<__nv_bfloat16>(s, a);
+    Launch<__nv_bfloat16>(s, a);
   } else {
-    LaunchColumns<__half>(s, a);
+    Launch<__half>(s, a);
   }
 }
 
