@@ -59,10 +59,20 @@ class RowSampler {
   __device__ void ReadRow(SoftmaxSums* warps) {
     SoftmaxSums sums = SoftmaxSums::None();
     uint64_t best = kNoKey;
-#pragma unroll 4
-    for (int64_t i = begin_ + threadIdx.x; i < end_; i += kSelectThreads) {
-      sums.Add(logits_[i]);
-      best = Minimum()(best, Key(i));
+    // Many loads at a time: a thread has few tokens, and their latency is most of what it costs.
+    constexpr int kLoads = 16;
+    for (int64_t base = begin_ + threadIdx.x; base < end_; base += kLoads * kSelectThreads) {
+      float x[kLoads];
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const int64_t i = base + j * kSelectThreads;
+        x[j] = i < end_ ? logits_[i] : -INFINITY;  // which has no part in anything
+      }
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        sums.Add(x[j]);
+        best = Minimum()(best, Key(x[j], base + j * kSelectThreads));
+      }
     }
     sums = ReduceBlockSums(sums, warps);
     best = ReduceBlock(best, Minimum(), kNoKey);
@@ -72,13 +82,10 @@ class RowSampler {
     }
     const cg::cluster_group cluster = cg::this_cluster();
     cluster.sync();
-    sums_ = SoftmaxSums::None();
-    best_ = kNoKey;
-    for (int r = 0; r < kBlocks; ++r) {
-      const Published* other = cluster.map_shared_rank(&published_, r);
-      sums_ = Merge(sums_, other->sums);
-      best_ = Minimum()(best_, other->best);
-    }
+    const int lane = threadIdx.x % kWarp;
+    const Published* other = cluster.map_shared_rank(&published_, lane % kBlocks);
+    sums_ = ReduceSums(lane < kBlocks ? other->sums : SoftmaxSums::None());
+    best_ = ReduceWarp(other->best, Minimum());
   }
 
   __device__ const SoftmaxSums& sums() const { return sums_; }
@@ -119,10 +126,10 @@ class RowSampler {
  private:
   __device__ static int64_t RoundUp(int64_t n) { return (n + kWarp - 1) / kWarp * kWarp; }
 
-  __device__ uint64_t Key(int64_t i) const {
-    const float logit = logits_[i];
+  __device__ static uint64_t Key(float logit, int64_t i) {
     return isfinite(logit) ? LogitKey(logit, i) : kNoKey;
   }
+  __device__ uint64_t Key(int64_t i) const { return Key(logits_[i], i); }
   __device__ uint64_t Kept(int64_t i) const {
     const uint64_t key = Key(i);
     return key <= limit_ ? key : kNoKey;
