@@ -66,9 +66,11 @@ CudaStream::CudaStream(Device& device, int index) : Stream(device), index_(index
   // Non-blocking: not ordered against the default stream, which nobody here works on.
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, index));
-  int major = 0;
+  int major = 0, minor = 0;
   CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
   launches_dependents_ = major >= 9;
+  is_hopper_ = major == 9 && minor == 0;
 }
 
 CudaStream::~CudaStream() {

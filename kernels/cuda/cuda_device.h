@@ -52,6 +52,8 @@ class CudaStream final : public Stream {
   int multiprocessors() const { return multiprocessors_; }
   // Whether kernels may begin before their predecessor has ended (compute capability 9).
   bool launches_dependents() const { return launches_dependents_; }
+  // Whether the device runs what is compiled for sm_90a (compute capability 9.0).
+  bool is_hopper() const { return is_hopper_; }
 
  private:
   void ForgetGraphs();
@@ -62,6 +64,7 @@ class CudaStream final : public Stream {
   size_t scratch_bytes_ = 0;
   int multiprocessors_ = 0;
   bool launches_dependents_ = false;
+  bool is_hopper_ = false;
   // By Replay's key; null: has run once and is recorded next time.
   std::map<uint64_t, cudaGraphExec_t> graphs_;
   std::unique_ptr<GemmPlans> gemm_plans_;
@@ -113,6 +116,7 @@ inline int Multiprocessors(Stream& stream) {
 inline bool LaunchesDependents(Stream& stream) {
   return static_cast<CudaStream&>(stream).launches_dependents();
 }
+inline bool IsHopper(Stream& stream) { return static_cast<CudaStream&>(stream).is_hopper(); }
 inline void* Scratch(Stream& stream, size_t bytes) {
   return static_cast<CudaStream&>(stream).Scratch(bytes);
 }

@@ -72,6 +72,10 @@ void AttendSimt(Stream& s, const AttentionArguments& a, const Batch& batch);
 bool HasMma(int head_dim);
 template <class T>
 void AttendMma(Stream& s, const AttentionArguments& a, const Batch& batch);
+// wgmma/: chunks of several tokens of AttendMma on Hopper's own instructions. False where this
+// device, build, format or head size has none; then nothing was enqueued.
+template <class T>
+bool AttendWgmma(Stream& s, const AttentionArguments& a, const Batch& batch);
 struct DecodePass;
 template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p);

@@ -38,7 +38,7 @@ void AttendMmaOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
     LaunchDecode<T, kDim>(s, a, batch);
     LaunchDependent(s, MergeDecode<T>, MergeGrid(a, batch), kDecodeThreads, MergeBytes(a.group), a);
   }
-  if (batch.max_chunk_tokens == 1) return;
+  if (batch.max_chunk_tokens == 1 || AttendWgmma<T>(s, a, batch)) return;
   const unsigned rows = (int64_t{batch.max_chunk_tokens} * a.group + kChunkRows - 1) / kChunkRows;
   const cudaStream_t stream = Native(s);  // makes its device current
   constexpr size_t kBytes = ChunkShared<T, kDim>::kBytes;

@@ -1,0 +1,67 @@
+// Chunks of several tokens on Hopper's tensor core instructions: launches. In builds for sm_90a,
+// among others or alone.
+#include "kernels/cuda/attention/wgmma/attend_chunk.cuh"
+#include "kernels/cuda/attention/wgmma/mass_of_chunk.cuh"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+
+namespace keyline::cuda {
+namespace {
+
+template <class Shared>
+void Launch(Stream& s, void (*kernel)(AttentionArguments), dim3 grid, const AttentionArguments& a) {
+  const cudaStream_t stream = Native(s);  // makes its device current
+  constexpr size_t kMostShared = 227 << 10;
+  static_assert(sizeof(Shared) <= kMostShared);
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(sizeof(Shared))));
+  kernel<<<grid, wgmma::kThreads, sizeof(Shared), stream>>>(a);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+template <class T, int kDim>
+void AttendOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
+  const auto tiles = [](int64_t count, int size) {
+    return static_cast<unsigned>((count + size - 1) / size);
+  };
+  const unsigned heads = a.kv.kv_heads;
+  const unsigned chunks = batch.chunks;
+  const dim3 rows(tiles(int64_t{batch.max_chunk_tokens} * a.group, wgmma::kRows), heads, chunks);
+  Launch<wgmma::AttendShared<T, kDim>>(s, wgmma::AttendChunk<T, kDim>, rows, a);
+  if (!a.wants_mass) return;
+  const dim3 slots(tiles(a.kv.slots, wgmma::kMassSlots), heads, chunks);
+  Launch<wgmma::MassShared<T, kDim>>(s, wgmma::MassOfChunk<T, kDim>, slots, a);
+}
+
+}  // namespace
+
+template <class T>
+bool AttendWgmma(Stream& s, const AttentionArguments& a, const Batch& batch) {
+  // Weights are compared before they are scaled.
+  const bool plain = !IsQuantized(a.kv.k_format) && !IsQuantized(a.kv.v_format);
+  if (!IsHopper(s) || !plain || !(a.scale > 0)) return false;
+  switch (a.kv.head_dim) {
+    case 64:
+      AttendOf<T, 64>(s, a, batch);
+      return true;
+    case 80:
+      AttendOf<T, 80>(s, a, batch);
+      return true;
+    case 96:
+      AttendOf<T, 96>(s, a, batch);
+      return true;
+    case 128:
+      AttendOf<T, 128>(s, a, batch);
+      return true;
+    case 256:
+      AttendOf<T, 256>(s, a, batch);
+      return true;
+    default:
+      return false;
+  }
+}
+
+template bool AttendWgmma<__half>(Stream&, const AttentionArguments&, const Batch&);
+template bool AttendWgmma<__nv_bfloat16>(Stream&, const AttentionArguments&, const Batch&);
+
+}  // namespace keyline::cuda

@@ -1,0 +1,165 @@
+// Tiles of queries, K and V in the layout of instructions.cuh, and what the slots of a tile mean
+// for a row of queries.
+#pragma once
+
+#include <climits>
+
+#include "kernels/cuda/attention/attention_kernels.cuh"
+#include "kernels/cuda/attention/wgmma/instructions.cuh"
+#include "kernels/cuda/cache/kv_layout.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+namespace keyline::cuda::wgmma {
+
+// Blocks have one warpgroup that fills tiles and two that multiply, 64 query rows each.
+constexpr int kMultipliers = 2;
+constexpr int kThreads = (1 + kMultipliers) * kWarpgroup;
+constexpr int kMultiplierWarps = kMultipliers * kWarpgroup / kWarp;
+constexpr int kRows = 64 * kMultipliers;
+// Of a thread; together they are what a multiprocessor has.
+constexpr int kFillRegisters = 40;
+constexpr int kMultiplyRegisters = 232;
+
+template <class T, int kDim, int kTileRows>
+struct Tile {
+  static constexpr int kPanels = (kDim + kPanelElements - 1) / kPanelElements;
+  static constexpr uint32_t kPanelBytes = kTileRows * kPanelRowBytes;
+  static constexpr uint32_t kBytes = kPanels * kPanelBytes;
+  static constexpr int kPacks = kDim * sizeof(T) / 16;  // of 16 bytes, of a row
+  unsigned char* data;
+
+  __device__ unsigned char* place(int row, int pack) const {
+    return data + pack / 8 * kPanelBytes + row * kPanelRowBytes + (pack % 8 ^ row % 8) * 16;
+  }
+  // The tile from row `row`, a multiple of 8, on.
+  __device__ uint64_t matrix(int row) const {
+    return MatrixAt(SharedAddress(data) + row * kPanelRowBytes, kPanelBytes);
+  }
+  // Added to matrix() it begins at dimension 16 * step, for rows along the sum.
+  static constexpr uint64_t Along(int step) {
+    return (step / 4 * kPanelBytes + step % 4 * 32) / 16;
+  }
+};
+
+// Slots [first, first + kTileRows) of K or V, which begin at `codes`, in T's own format; zeros from
+// `used` on, where what an earlier sequence left could be anything. By all threads of a warpgroup.
+// Enqueues copies.
+template <class T, int kDim, int kTileRows>
+__device__ void FillSlots(const Tile<T, kDim, kTileRows>& tile, const std::byte* codes, int first,
+                          int used) {
+  constexpr int kPacks = Tile<T, kDim, kTileRows>::kPacks;
+  static_assert(kTileRows * kPacks % kWarpgroup == 0);
+  const int thread = threadIdx.x % kWarpgroup;
+  const std::byte* const from = codes + (size_t(first) * kPacks + thread) * 16;
+#pragma unroll 8
+  for (int k = 0; k < kTileRows * kPacks / kWarpgroup; ++k) {
+    const int i = thread + k * kWarpgroup;
+    const int r = i / kPacks;
+    const bool zeros = first + r >= used;
+    CopyAsync16(tile.place(r, i % kPacks), zeros ? codes : from + k * kWarpgroup * 16, zeros);
+  }
+}
+
+// kCount query rows from `first` on into the tile's rows from `at` on, a row being (token, query
+// head of the group); zeros behind the last. By all threads of a warp. Enqueues copies.
+template <int kCount, class T, int kDim>
+__device__ void FillQueries(const Tile<T, kDim, kRows>& tile, int at, const AttentionArguments& a,
+                            const AttentionTask& t, int first) {
+  constexpr int kPacks = Tile<T, kDim, kRows>::kPacks;
+  static_assert(kCount <= kWarp && kCount * kPacks % kWarp == 0);
+  const int lane = threadIdx.x % kWarp;
+  const int row = first + lane;
+  const int token = row / a.group;
+  int64_t begin = -1;  // of row `lane`, in elements
+  if (token < t.chunk.tokens) {
+    begin = (t.chunk.first_token + token) * a.qkv_stride +
+            int64_t{t.kv_head * a.group + row - token * a.group} * kDim;
+  }
+#pragma unroll 4
+  for (int k = 0; k < kCount * kPacks / kWarp; ++k) {
+    const int i = lane + k * kWarp;
+    const int r = i / kPacks;
+    const int pack = i % kPacks;
+    const int64_t from = __shfl_sync(kAllLanes, begin, r);
+    CopyAsync16(tile.place(at + r, pack),
+                static_cast<const T*>(a.qkv) + (from < 0 ? 0 : from) + pack * (16 / sizeof(T)),
+                from < 0);
+  }
+}
+
+// Where an empty slot is: behind all queries.
+constexpr int kNowhere = INT_MAX;
+
+// Of the slots of a tile: the positions of four a lane (of the first lanes, where a warp has more),
+// and what is known of all of them by every lane of the warp.
+struct TilePositions {
+  int4 mine;
+  int oldest;  // kNowhere if all are empty
+  int newest;  // -1 if all are empty
+  bool full;   // none is empty
+};
+
+__device__ inline int4 LoadPositions(const AttentionTask& t, int physical, int first, int slots) {
+  const int slot = first + threadIdx.x % kWarp * 4;
+  if (slot >= min(first + slots, physical)) return make_int4(-1, -1, -1, -1);
+  return *reinterpret_cast<const int4*>(t.slot_pos + slot);
+}
+
+// loaded: of LoadPositions(t, physical, first, slots).
+__device__ inline TilePositions Understand(const AttentionTask& t, int4 loaded, int first,
+                                           int slots) {
+  const int i = threadIdx.x % kWarp * 4;
+  const auto position = [&](int p, int j) { return first + i + j < t.used && p >= 0 ? p : -1; };
+  const int p[4] = {position(loaded.x, 0), position(loaded.y, 1), position(loaded.z, 2),
+                    position(loaded.w, 3)};
+  const auto at = [&](int j) { return p[j] < 0 ? kNowhere : p[j]; };
+  TilePositions out;
+  out.mine = make_int4(at(0), at(1), at(2), at(3));
+  const int lowest = min(min(at(0), at(1)), min(at(2), at(3)));
+  const bool some_empty = max(max(at(0), at(1)), max(at(2), at(3))) == kNowhere;
+  out.oldest = __reduce_min_sync(kAllLanes, lowest);
+  out.newest = __reduce_max_sync(kAllLanes, max(max(p[0], p[1]), max(p[2], p[3])));
+  out.full = !__any_sync(kAllLanes, i < slots && some_empty);
+  return out;
+}
+
+// How far back a query sees: it sees p if (position - p), unsigned, is less.
+__device__ inline unsigned ReachOf(const AttentionArguments& a) {
+  return a.window > 0 ? a.window : 1u << 31;
+}
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// Products become logits with a softcap only, so that without one there is nothing to do: weights
+// are powers of two of what is left times FactorOf.
+template <int kCount>
+__device__ void Softcap(float (&s)[kCount], const AttentionArguments& a) {
+  if (a.softcap <= 0) return;
+  // c * tanh(x) = c - 2c / (1 + e^2x), to about 2^-22 of c.
+  const float twice = 2 * kLog2E * a.scale / a.softcap;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    float share;
+    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(share) : "f"(1 + Exp2(s[i] * twice)));
+    s[i] = fmaf(-2 * a.softcap, share, a.softcap);
+  }
+}
+__device__ inline float FactorOf(const AttentionArguments& a) {
+  return a.softcap > 0 ? kLog2E : a.scale * kLog2E;
+}
+
+// Products of this warpgroup's 64 query rows, from `row` of the tile on, and kSlots keys: sums of
+// 16 dimensions at a time. Both kernels call it with the same operands in the same order.
+template <class T, int kDim, int kSlots>
+__device__ void MultiplyQK(float (&s)[kSlots / 2], const Tile<T, kDim, kRows>& q, int row,
+                           const Tile<T, kDim, kSlots>& k) {
+  const uint64_t rows = q.matrix(row);
+  const uint64_t keys = k.matrix(0);
+#pragma unroll
+  for (int d = 0; d < kDim / 16; ++d) {
+    MultiplyAsync(T(), s, rows + Tile<T, kDim, kRows>::Along(d),
+                  keys + Tile<T, kDim, kSlots>::Along(d), d > 0);
+  }
+}
+
+}  // namespace keyline::cuda::wgmma
