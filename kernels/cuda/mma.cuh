@@ -1,6 +1,6 @@
 // The tensor core instructions that the kernels use: 16 x 8 x 16 products of bf16 or f16 with
-// float32 sums, and the loads and copies that feed them. PTX ISA 8, sections 9.7.14 (mma, ldmatrix)
-// and 9.7.9 (cp.async).
+// float32 sums, and the loads and copies that feed them. PTX ISA 8, sections 9.7.14 (mma, ldmatrix,
+// movmatrix) and 9.7.9 (cp.async).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -20,6 +20,20 @@ __device__ inline void CopyAsync16(void* shared, const void* global, bool zeros)
                "l"(global), "r"(zeros ? 0 : 16)
                : "memory");
 }
+// kBytes, 8 or 16, of which those from `valid` on are zeros.
+template <int kBytes>
+__device__ inline void CopyAsync(void* shared, const void* global, int valid) {
+  static_assert(kBytes == 8 || kBytes == 16);
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(SharedAddress(shared)),
+                 "l"(global), "r"(valid)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(SharedAddress(shared)),
+                 "l"(global), "r"(valid)
+                 : "memory");
+  }
+}
 __device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most `pending` groups of copies are under way.
 template <int pending>
@@ -37,6 +51,13 @@ __device__ inline void LoadTilesTransposed(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(SharedAddress(row)));
+}
+
+// An 8 x 8 tile, of which lane i has row i / 4, columns 2 * (i % 4) and the next, turned over.
+__device__ inline uint32_t Transposed(uint32_t tile) {
+  uint32_t r;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(r) : "r"(tile));
+  return r;
 }
 
 // sum += a [16 x 16] * b [16 x 8]. Lane i has of the sum the rows i / 4 (0, 1) and i / 4 + 8 (2,

@@ -16,17 +16,18 @@ KvFormat PlainFormat(DType dtype) {
                                  : KvFormat::kF16;
 }
 
-// Whether FillKv can make tiles of it.
-bool Readable(KvFormat format, DType dtype) {
-  return IsQuantized(format) || format == PlainFormat(dtype);
+// Whether the tensor core kernels know K and V in these formats.
+bool Readable(const KvMemory& kv, DType dtype) {
+  return HasDecode(kv.k_format, kv.v_format) &&
+         (IsQuantized(kv.k_format) || kv.k_format == PlainFormat(dtype));
 }
 
 // Whether the tensor core kernels can do it. Their copies of 16 bytes need rows of queries that
 // begin at multiples of it.
 bool TakesMma(const TensorView& out, const TensorView& qkv, const KvMemory& kv) {
-  return qkv.dtype != DType::kF32 && HasMma(kv.head_dim) && Readable(kv.k_format, qkv.dtype) &&
-         Readable(kv.v_format, qkv.dtype) && qkv.strides[0] % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(qkv.data) % 16 == 0 && out.strides[0] % 2 == 0;
+  return qkv.dtype != DType::kF32 && HasMma(kv.head_dim) && Readable(kv, qkv.dtype) &&
+         qkv.strides[0] % 8 == 0 && reinterpret_cast<uintptr_t>(qkv.data) % 16 == 0 &&
+         out.strides[0] % 2 == 0;
 }
 
 AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, const Batch& batch,
@@ -38,6 +39,7 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
           .out_stride = out.strides[0],
           .qkv = qkv.data,
           .qkv_stride = qkv.strides[0],
+          .dtype = qkv.dtype,
           .wants_mass = false,
           .mass = nullptr,
           .lse = nullptr,
@@ -57,20 +59,37 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
 
 // Scratch memory for the kernels that will run. decode: those for chunks of one token.
 void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode) {
-  const size_t lse = a.wants_mass ? size_t(batch.tokens) * a.heads : 0;
-  const size_t parts = !decode ? 0
-                               : size_t(batch.chunks) * a.kv.kv_heads * SplitsOf(a.kv) *
-                                     PartFloats(a.group, a.kv.head_dim);
+  const size_t parts =
+      decode ? size_t(batch.chunks) * a.kv.kv_heads * PartFloats(a.kv, a.group) : 0;
   const size_t logits = decode && a.wants_mass ? size_t(batch.chunks) * a.heads * a.kv.slots : 0;
-  a.lse = static_cast<float*>(Scratch(s, (lse + parts + logits) * sizeof(float)));
-  a.parts = a.lse + lse;
+  const size_t lse = a.wants_mass ? size_t(batch.tokens) * a.heads : 0;
+  a.parts = static_cast<float*>(Scratch(s, (parts + logits + lse) * sizeof(float)));
   a.logits = a.parts + parts;
+  a.lse = a.logits + logits;
 }
 
 }  // namespace
 
 bool HasMma(int head_dim) {
   return head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128 || head_dim == 256;
+}
+
+void LaunchDecode(Stream& s, const AttentionArguments& a, const Batch& batch) {
+  switch (a.kv.k_format) {
+    case KvFormat::kBF16:
+      return LaunchDecodeOf<KvFormat::kBF16, KvFormat::kBF16>(s, a, batch);
+    case KvFormat::kF16:
+      return LaunchDecodeOf<KvFormat::kF16, KvFormat::kF16>(s, a, batch);
+    case KvFormat::kInt4:
+      return LaunchDecodeOf<KvFormat::kInt4, KvFormat::kInt4>(s, a, batch);
+    case KvFormat::kInt8:
+      return a.kv.v_format == KvFormat::kInt4
+                 ? LaunchDecodeOf<KvFormat::kInt8, KvFormat::kInt4>(s, a, batch)
+                 : LaunchDecodeOf<KvFormat::kInt8, KvFormat::kInt8>(s, a, batch);
+    case KvFormat::kF32:
+      break;
+  }
+  LOG(FATAL) << "no tensor core kernel for float32 caches";
 }
 
 void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Batch& batch,

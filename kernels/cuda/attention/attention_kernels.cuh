@@ -16,10 +16,11 @@ struct AttentionArguments {
   int64_t out_stride;
   const void* qkv;  // rotated queries in front
   int64_t qkv_stride;
+  DType dtype;      // of out and qkv
   bool wants_mass;  // mass is taken, or its logits and sums for whoever makes scores of them
   float* mass;      // [chunks, kv_heads, slots]; null: not written
   float* lse;       // scratch [tokens, heads]: log-sum-exp of each row; null without mass
-  float* parts;     // scratch of decode: see attention_decode.cuh
+  float* parts;     // scratch of decode: decode/parts.cuh
   float* logits;    // scratch of decode with mass: [chunks, heads, slots]
   const Chunk* chunk;
   KvMemory kv;
@@ -80,10 +81,25 @@ struct DecodePass;
 template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p);
 
-// Scratch of AttendMma for chunks of one token.
-constexpr int kSplitSlots = 256;  // of a block
-inline int SplitsOf(const KvMemory& kv) { return (kv.slots + kSplitSlots - 1) / kSplitSlots; }
-// Per chunk and KV head and split: m, l and v [group], o [group, head_dim].
-inline size_t PartFloats(int group, int head_dim) { return size_t(group) * (head_dim + 3); }
+// decode/: chunks of one token, up to what it leaves to whoever merges it (decode/parts.cuh). One
+// for each pair of formats that a storage has.
+template <KvFormat kK, KvFormat kV>
+void LaunchDecodeOf(Stream& s, const AttentionArguments& a, const Batch& batch);
+constexpr bool HasDecode(KvFormat k, KvFormat v) {
+  return IsQuantized(k) ? v == KvFormat::kInt4 || v == k : v == k && k != KvFormat::kF32;
+}
+void LaunchDecode(Stream& s, const AttentionArguments& a, const Batch& batch);
+
+constexpr int kSplitSlots = 256;  // of a part
+__host__ __device__ constexpr int SplitsOfSlots(int slots) {
+  return (slots + kSplitSlots - 1) / kSplitSlots;
+}
+__host__ __device__ inline int SplitsOf(const KvMemory& kv) { return SplitsOfSlots(kv.slots); }
+// Of the parts of a chunk and KV head: o [splits, group, head_dim]; m, l and v [group, splits]. A
+// multiple of 4, as whoever reads o wants it.
+__host__ __device__ inline size_t PartFloats(const KvMemory& kv, int group) {
+  const size_t sums = size_t(group) * SplitsOf(kv);
+  return sums * kv.head_dim + (3 * sums + 3) / 4 * 4;
+}
 
 }  // namespace keyline::cuda

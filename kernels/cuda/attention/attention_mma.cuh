@@ -1,11 +1,10 @@
 // Launches of the tensor core kernels, for one type of activations.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/attention/attention_chunk.cuh"
-#include "kernels/cuda/attention/attention_decode.cuh"
+#include "kernels/cuda/attention/decode/parts.cuh"
 #include "kernels/cuda/attention/decode_pass.cuh"
+#include "kernels/cuda/attention/head_dims.cuh"
 #include "kernels/cuda/cuda_check.h"
 
 namespace keyline::cuda {
@@ -18,25 +17,12 @@ void AllowShared(Kernel* kernel, size_t bytes) {
 }
 
 template <class T, int kDim>
-void LaunchDecode(Stream& s, const AttentionArguments& a, const Batch& batch) {
-  const unsigned row_tiles = (a.group + kDecodeRows - 1) / kDecodeRows;
-  LaunchDependent(s, AttendDecode<T, kDim>,
-                  dim3(SplitsOf(a.kv), a.kv.kv_heads * row_tiles, batch.chunks), kDecodeThreads,
-                  DecodeShared<T, kDim>::kBytes, a);
-}
-
-// Blocks that merge the splits and, with mass, do something with the logits of each.
-inline dim3 MergeGrid(const AttentionArguments& a, const Batch& batch) {
-  return dim3(a.wants_mass ? 1 + SplitsOf(a.kv) : 1, a.kv.kv_heads, batch.chunks);
-}
-
-template <class T, int kDim>
 void AttendMmaOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
   const unsigned heads = a.kv.kv_heads;
   const unsigned chunks = batch.chunks;
   if (batch.max_chunk_tokens == 1 || batch.chunks > 1) {
-    LaunchDecode<T, kDim>(s, a, batch);
-    LaunchDependent(s, MergeDecode<T>, MergeGrid(a, batch), kDecodeThreads, MergeBytes(a.group), a);
+    LaunchDecode(s, a, batch);
+    LaunchDependent(s, MergeDecode<T>, MergeGrid(a, batch.chunks), kMergeThreads, MergeBytes(a), a);
   }
   if (batch.max_chunk_tokens == 1 || AttendWgmma<T>(s, a, batch)) return;
   const unsigned rows = (int64_t{batch.max_chunk_tokens} * a.group + kChunkRows - 1) / kChunkRows;
@@ -53,25 +39,6 @@ void AttendMmaOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
   CUDA_CHECK(cudaGetLastError());
 }
 
-// Calls body(integral_constant) with the head size, one of HasMma.
-template <class Body>
-void DispatchHeadDim(int head_dim, const Body& body) {
-  switch (head_dim) {
-    case 64:
-      return body(std::integral_constant<int, 64>{});
-    case 80:
-      return body(std::integral_constant<int, 80>{});
-    case 96:
-      return body(std::integral_constant<int, 96>{});
-    case 128:
-      return body(std::integral_constant<int, 128>{});
-    case 256:
-      return body(std::integral_constant<int, 256>{});
-    default:
-      LOG(FATAL) << "no tensor core kernel for heads of " << head_dim;
-  }
-}
-
 template <class T>
 void AttendMma(Stream& s, const AttentionArguments& a, const Batch& batch) {
   DispatchHeadDim(a.kv.head_dim, [&](auto dim) { AttendMmaOf<T, dim.value>(s, a, batch); });
@@ -82,8 +49,8 @@ void RunDecodePass(Stream& s, const DecodePass& p) {
   const AttentionArguments& a = p.attention;
   LaunchDependent(s, PrepareDecode<T>, dim3(a.kv.kv_heads, p.batch.chunks), kPrepareThreads,
                   kPrepareWarps * p.spec.head_dim * sizeof(float), p);
-  DispatchHeadDim(a.kv.head_dim, [&](auto dim) { LaunchDecode<T, dim.value>(s, a, p.batch); });
-  LaunchDependent(s, FinishDecode<T>, MergeGrid(a, p.batch), kDecodeThreads, MergeBytes(a.group),
+  LaunchDecode(s, a, p.batch);
+  LaunchDependent(s, FinishDecode<T>, MergeGrid(a, p.batch.chunks), kMergeThreads, MergeBytes(a),
                   p);
 }
 

@@ -1,10 +1,10 @@
 // A whole pass of chunks of one token in three kernels: PrepareDecode chooses the slot, moves what
-// has to move, turns q and k and writes k and v; AttendDecode attends (attention_decode.cuh);
-// FinishDecode merges its splits, adds the mass to the scores and advances the lanes. Between them
+// has to move, turns q and k and writes k and v; AttendDecode attends (decode/attend.cuh);
+// FinishDecode merges its parts, adds the mass to the scores and advances the lanes. Between them
 // they do what the operations of cache_ops.h do one by one.
 #pragma once
 
-#include "kernels/cuda/attention/attention_decode.cuh"
+#include "kernels/cuda/attention/decode/parts.cuh"
 #include "kernels/cuda/cache/ranking.cuh"
 #include "kernels/cuda/cache/write_head.cuh"
 
@@ -101,39 +101,37 @@ __global__ void __launch_bounds__(kPrepareThreads) PrepareDecode(const DecodePas
   }
 }
 
-// Grid: (1 + splits where some policy scores, kv_heads, chunks). Dynamic shared memory: MergeBytes.
+// Grid: MergeGrid. Dynamic shared memory: MergeBytes.
 template <class T>
-__global__ void __launch_bounds__(kDecodeThreads) FinishDecode(const DecodePass p) {
-  extern __shared__ MergedSums sums[];
+__global__ void __launch_bounds__(kMergeThreads) FinishDecode(const DecodePass p) {
+  extern __shared__ __align__(16) float merge[];
   LetSuccessorBegin();
   const AttentionArguments& a = p.attention;
   const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
-  const int splits = (t.used + kSplitSlots - 1) / kSplitSlots;
-  const int split = static_cast<int>(blockIdx.x) - 1;
+  const int splits = SplitsOfSlots(t.used);
   const LaneRules rules = p.table.rules[t.chunk.lane];
   WaitForPredecessor();
-  if (split < 0) {
-    MergeParts<T>(sums, a, t, blockIdx.z, splits);
+  const int head = blockIdx.x;
+  if (head < a.group) {
+    MergeHead<T>(merge, a, t, blockIdx.z, head, splits);
     // Nobody else of this kernel reads the progress.
-    if (blockIdx.y == 0 && threadIdx.x == 0) AdvanceLane(p.table, t.chunk, rules);
+    if (head == 0 && blockIdx.y == 0 && threadIdx.x == 0) AdvanceLane(p.table, t.chunk, rules);
     return;
   }
   const PolicyRule rule = p.policies[rules.policy];
-  if (!t.mass || split >= splits || !rule.by_score) return;
-  float* const lse = reinterpret_cast<float*>(sums);
-  const float weighted = MergeLse(lse, a, t, blockIdx.z, splits);
+  const int begin = (head - a.group) * kMassSlots;
+  if (!t.mass || begin >= t.used || !rule.by_score) return;
+  const float weighted = MergeLse(merge, a, t, blockIdx.z, splits);
   // All values are zero, and no slot is worth more than another.
   if (rule.score.value_norms && !(weighted > 0)) return;
-  const float* logits = DecodeLogits(a, blockIdx.z, t.kv_head);
   const size_t first = t.slot_pos - a.slot_pos;
-  const int end = min((split + 1) * kSplitSlots, t.used);
-  for (int slot = split * kSplitSlots + threadIdx.x; slot < end; slot += kDecodeThreads) {
-    float mass = MassOfSlot(a, logits, lse, slot);
-    if (rule.score.value_norms) {
-      mass = __fdiv_rn(__fmul_rn(p.table.value_norms[first + slot], mass), weighted);
-    }
-    p.table.scores[first + slot] = __fadd_rn(p.table.scores[first + slot], mass);
-  }
+  ForEachMass(a, DecodeLogits(a, blockIdx.z, t.kv_head), merge, begin, t.used,
+              [&](int slot, float mass) {
+                if (rule.score.value_norms) {
+                  mass = __fdiv_rn(__fmul_rn(p.table.value_norms[first + slot], mass), weighted);
+                }
+                p.table.scores[first + slot] = __fadd_rn(p.table.scores[first + slot], mass);
+              });
 }
 
 }  // namespace keyline::cuda

@@ -25,7 +25,7 @@ struct KvHead {
   __device__ float2* row_scales(int slot) const { return scales + size_t(slot) * blocks; }
 };
 
-__host__ __device__ inline size_t KvCodeBytes(KvFormat f, int head_dim) {
+__host__ __device__ constexpr size_t KvCodeBytes(KvFormat f, int head_dim) {
   const size_t elements = (head_dim + 15) / 16 * 16;
   return f == KvFormat::kF32    ? elements * 4
          : f == KvFormat::kInt8 ? elements

@@ -1,0 +1,310 @@
+// Attention of chunks of one token on tensor cores.
+//
+// A block goes through its items (work.cuh). Of an item's slots each of its warps takes every
+// kDecodeWarps-th portion, which it reads into a ring of its own in shared memory, kPortions - 1
+// portions ahead, across items: no warp waits for another, and the memory never waits for a warp.
+// At an item's end the warps' sums are merged into a part (parts.cuh); a second kernel merges parts
+// and turns logits into mass. Everything below is by one warp but where it says otherwise.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cuda/attention/decode/keys.cuh"
+#include "kernels/cuda/attention/decode/parts.cuh"
+#include "kernels/cuda/attention/decode/values.cuh"
+#include "kernels/cuda/attention/decode/work.cuh"
+#include "kernels/cuda/attention/head_dims.cuh"
+#include "kernels/cuda/attention/kv_tiles.cuh"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch.cuh"
+
+namespace keyline::cuda {
+
+constexpr int kDecodeWarps = 4;
+constexpr int kDecodeThreads = kDecodeWarps * kWarp;
+
+template <KvFormat kK, KvFormat kV, int kDim>
+struct DecodeShared {
+  using OnePortion = Portion<kK, kV, kDim>;
+  // Two blocks on a multiprocessor, or one where heads are large.
+  static constexpr int kRoom = 112 << 10;
+  static constexpr int kPortions = 3 * kDecodeWarps * OnePortion::kBytes <= kRoom ? 3 : 2;
+  static constexpr int kRing = kPortions * OnePortion::kBytes;  // of a warp
+  static constexpr int kBytes = kDecodeWarps * kRing;
+  // A warp's sums lie where its last portion was: of each of kDecodeHeads heads o, m, l and v. The
+  // pitch keeps lanes that write the same element of different heads apart.
+  static constexpr int kMergePitch = kDim + 4;
+  static_assert(kDecodeHeads * kMergePitch * int{sizeof(float)} <= OnePortion::kBytes);
+  // Portions of an item that a warp takes.
+  static constexpr int kTurns = kSplitSlots / (kDecodeWarps * OnePortion::kSlots);
+  static_assert(kTurns * kDecodeWarps * OnePortion::kSlots == kSplitSlots);
+};
+
+// m, l and v of flash attention of this lane's two heads: m of all lanes with these heads, l and v
+// of its own slots until they are merged.
+struct DecodeSums {
+  float m[2] = {-INFINITY, -INFINITY};
+  float l[2] = {0, 0};
+  float v[2] = {0, 0};
+
+  // Takes logits of kTiles * 16 slots and turns them into weights; shrink is what sums so far are
+  // to be multiplied by.
+  template <int kTiles>
+  __device__ void Add(float (&s)[kTiles][4], float (&shrink)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float top = m[h];
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) top = fmaxf(top, fmaxf(s[n][h], s[n][2 + h]));
+#pragma unroll
+      for (int offset = 4; offset < kWarp; offset *= 2) {
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, offset));
+      }
+      const float base = top == -INFINITY ? 0.0f : top;
+      shrink[h] = Exp2(m[h] - base);
+      m[h] = top;
+      l[h] *= shrink[h];
+      v[h] *= shrink[h];
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& weight = s[n][2 * i + h];
+          weight = Exp2(weight - base);
+          l[h] += weight;
+        }
+      }
+    }
+  }
+};
+
+// What an item's portions share.
+struct DecodeItem {
+  int position;   // of the query
+  int lowest;     // it sees positions above
+  int used;       // slots
+  int rows;       // query heads
+  float* logits;  // of the first of them, [slots]; null: not wanted
+  int slots;      // from a head's logits to the next one's
+  bool norms;     // of values, known and wanted
+};
+
+// Unseen slots' logits become -inf; those of used slots go to memory where they are wanted.
+template <int kTiles>
+__device__ void MaskLogits(float (&s)[kTiles][4], const DecodeItem& item, const int32_t* positions,
+                           int first) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int in_portion = n * 16 + i * 8 + lane / 4;
+      const int slot = first + in_portion;
+      const int p = positions[in_portion];
+      const bool seen = p > item.lowest && p <= item.position;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float& logit = s[n][2 * i + h];
+        logit = seen ? logit : -INFINITY;
+        const int row = lane % 4 * 2 + h;
+        if (item.logits != nullptr && row < item.rows && slot < item.used) {
+          item.logits[size_t(row) * item.slots + slot] = logit;
+        }
+      }
+    }
+  }
+}
+
+// By all warps: merges what they know, in their order, into the item's part. sums: of warp w at
+// sums + w * stride, as DecodeShared says.
+template <int kDim, int kPitch>
+__device__ void MergeWarps(const float* sums, int stride, const AttentionArguments& a,
+                           const DecodeWalk& walk, int rows) {
+  const DecodeParts part(a, walk.chunk(), walk.task().kv_head);
+  for (int i = threadIdx.x; i < rows * (kDim / 4); i += kDecodeThreads) {
+    const int row = i / (kDim / 4);
+    const int d = i % (kDim / 4) * 4;
+    const float* const of_row = sums + row * kPitch;
+    float top = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) top = fmaxf(top, of_row[w * stride + kDim]);
+    const float base = top == -INFINITY ? 0.0f : top;
+    float4 o = make_float4(0, 0, 0, 0);
+    float length = 0;
+    float values = 0;
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      const auto mlv = *reinterpret_cast<const float4*>(of_row + w * stride + kDim);
+      const auto x = *reinterpret_cast<const float4*>(of_row + w * stride + d);
+      const float share = Exp2(mlv.x - base);
+      o.x = fmaf(share, x.x, o.x);
+      o.y = fmaf(share, x.y, o.y);
+      o.z = fmaf(share, x.z, o.z);
+      o.w = fmaf(share, x.w, o.w);
+      length = fmaf(share, mlv.y, length);
+      values = fmaf(share, mlv.z, values);
+    }
+    const int head = walk.first_row() + row;
+    *reinterpret_cast<float4*>(part.o + (size_t(walk.split()) * a.group + head) * kDim + d) = o;
+    if (d == 0) {
+      const size_t at = size_t(head) * SplitsOf(a.kv) + walk.split();
+      part.m[at] = top;
+      part.l[at] = length;
+      part.v[at] = values;
+    }
+  }
+}
+
+// Grid: as many blocks as fit the device at once.
+template <KvFormat kK, KvFormat kV, int kDim>
+__global__ void __launch_bounds__(kDecodeThreads)
+    AttendDecode(const AttentionArguments a, const DecodeUnits units) {
+  using Shared = DecodeShared<kK, kV, kDim>;
+  using OnePortion = typename Shared::OnePortion;
+  constexpr int kPortions = Shared::kPortions;
+  extern __shared__ __align__(16) std::byte shared[];
+  LetSuccessorBegin();
+  int items = 0;
+  DecodeWalk walk(a, units, items);
+  WaitForPredecessor();
+  if (items == 0) return;
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  std::byte* const ring = shared + warp * Shared::kRing;
+  const auto first_of = [&](const DecodeWalk& at, int turn) {
+    return at.first_slot() + (turn * kDecodeWarps + warp) * OnePortion::kSlots;
+  };
+
+  // Portions on their way.
+  DecodeWalk ahead = walk;
+  int ahead_items = items;
+  int ahead_turn = 0;
+  int ahead_at = 0;  // in the ring
+  const auto fill = [&] {
+    if (ahead_items > 0) {
+      const AttentionTask& t = ahead.task();
+      const int first = first_of(ahead, ahead_turn);
+      if (first < t.used) {
+        const size_t head = t.slot_pos - a.slot_pos;
+        OnePortion::Fill(ring + ahead_at * OnePortion::kBytes,
+                         HeadOf(a.kv.k, kK, a.kv, t.chunk.lane, t.kv_head),
+                         HeadOf(a.kv.v, kV, a.kv, t.chunk.lane, t.kv_head), t.slot_pos,
+                         a.value_norms == nullptr ? nullptr : a.value_norms + head, first, t.used);
+      }
+      if (++ahead_turn == Shared::kTurns) {
+        ahead_turn = 0;
+        if (--ahead_items > 0) ahead.Next();
+      }
+    }
+    CommitCopies();
+    ahead_at = ahead_at + 1 == kPortions ? 0 : ahead_at + 1;
+  };
+#pragma unroll
+  for (int i = 0; i < kPortions - 1; ++i) fill();
+
+  Keys<kK, kDim> keys;
+  Values<kV, kDim> values;
+  int at = 0;  // in the ring
+  for (int i = 0; i < items; ++i) {
+    const AttentionTask& t = walk.task();
+    if (i == 0 || walk.split() == 0) keys.Load(a, t, walk.first_row());
+    const int position = t.chunk.first_position;
+    const DecodeItem item = {.position = position,
+                             .lowest = LowestSeen(a, position),
+                             .used = t.used,
+                             .rows = min(kDecodeHeads, a.group - walk.first_row()),
+                             .logits = t.mass ? DecodeLogits(a, walk.chunk(), t.kv_head) +
+                                                    size_t(walk.first_row()) * a.kv.slots
+                                              : nullptr,
+                             .slots = a.kv.slots,
+                             .norms = t.mass && a.value_norms != nullptr};
+    DecodeSums sums;
+    values.Clear();
+    std::byte* portion = ring;
+#pragma unroll 1
+    for (int turn = 0; turn < Shared::kTurns; ++turn) {
+      fill();
+      WaitForCopies<kPortions - 1>();
+      __syncwarp();  // what other lanes have copied
+      portion = ring + at * OnePortion::kBytes;
+      at = at + 1 == kPortions ? 0 : at + 1;
+      const int first = first_of(walk, turn);
+      if (first < item.used) {
+        const auto floats = [&](int offset) {
+          return reinterpret_cast<const float2*>(portion + offset);
+        };
+        float s[OnePortion::kSlots / 16][4];
+        float shrink[2];
+        keys.Multiply(s, portion, floats(OnePortion::kKeyScales));
+        ToLogits(s, a);
+        MaskLogits(s, item, reinterpret_cast<const int32_t*>(portion + OnePortion::kPositions),
+                   first);
+        sums.Add(s, shrink);
+        if (item.norms) {
+          const auto* norms = reinterpret_cast<const float*>(portion + OnePortion::kNorms);
+#pragma unroll
+          for (int n = 0; n < OnePortion::kSlots / 16; ++n) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              sums.v[j % 2] += s[n][j] * norms[n * 16 + j / 2 * 8 + lane / 4];
+            }
+          }
+        }
+        values.Add(s, shrink, portion + OnePortion::kValues, floats(OnePortion::kValueScales));
+      }
+      __syncwarp();  // all lanes are done with the portion
+    }
+
+    auto* const mine = reinterpret_cast<float*>(portion);
+    values.ForEach(
+        [&](int d, int h, float sum) { mine[(lane % 4 * 2 + h) * Shared::kMergePitch + d] = sum; });
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int offset = 4; offset < kWarp; offset *= 2) {
+        sums.l[h] += __shfl_xor_sync(kAllLanes, sums.l[h], offset);
+        sums.v[h] += __shfl_xor_sync(kAllLanes, sums.v[h], offset);
+      }
+      if (lane < 4) {
+        *reinterpret_cast<float4*>(mine + (lane * 2 + h) * Shared::kMergePitch + kDim) =
+            make_float4(sums.m[h], sums.l[h], sums.v[h], 0);
+      }
+    }
+    __syncthreads();
+    constexpr int kStride = Shared::kRing / int{sizeof(float)};
+    MergeWarps<kDim, Shared::kMergePitch>(mine - warp * kStride, kStride, a, walk, item.rows);
+    __syncthreads();
+    if (i + 1 < items) walk.Next();
+  }
+}
+
+// Blocks of a kernel that the stream's device runs at the same time.
+template <class Kernel>
+int BlocksAtOnce(Stream& s, Kernel* kernel, int threads, int shared_bytes) {
+  Native(s);  // makes its device current
+  CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  // All that there is, or blocks that fit may have to wait for others.
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared));
+  int blocks = 0;
+  CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+  CHECK_GT(blocks, 0) << "this GPU has no room for blocks with " << shared_bytes
+                      << " bytes of shared memory";
+  return blocks * Multiprocessors(s);
+}
+
+template <KvFormat kK, KvFormat kV>
+void LaunchDecodeOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
+  DispatchHeadDim(a.kv.head_dim, [&](auto dim) {
+    using Shared = DecodeShared<kK, kV, dim.value>;
+    const auto kernel = AttendDecode<kK, kV, dim.value>;
+    const DecodeUnits units(a, batch);
+    const int64_t items = int64_t{batch.chunks} * a.kv.kv_heads * units.row_tiles * SplitsOf(a.kv);
+    const int blocks = BlocksAtOnce(s, kernel, kDecodeThreads, Shared::kBytes);
+    LaunchDependent(s, kernel, dim3(std::min<int64_t>(items, blocks)), kDecodeThreads,
+                    Shared::kBytes, a, units);
+  });
+}
+
+}  // namespace keyline::cuda

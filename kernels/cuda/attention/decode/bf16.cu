@@ -1,0 +1,8 @@
+#include "kernels/cuda/attention/decode/attend.cuh"
+
+namespace keyline::cuda {
+
+template void LaunchDecodeOf<KvFormat::kBF16, KvFormat::kBF16>(Stream&, const AttentionArguments&,
+                                                               const Batch&);
+
+}  // namespace keyline::cuda

@@ -1,0 +1,8 @@
+#include "kernels/cuda/attention/decode/attend.cuh"
+
+namespace keyline::cuda {
+
+template void LaunchDecodeOf<KvFormat::kF16, KvFormat::kF16>(Stream&, const AttentionArguments&,
+                                                             const Batch&);
+
+}  // namespace keyline::cuda

@@ -1,0 +1,8 @@
+#include "kernels/cuda/attention/decode/attend.cuh"
+
+namespace keyline::cuda {
+
+template void LaunchDecodeOf<KvFormat::kInt8, KvFormat::kInt8>(Stream&, const AttentionArguments&,
+                                                               const Batch&);
+
+}  // namespace keyline::cuda
