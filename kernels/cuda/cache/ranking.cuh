@@ -118,7 +118,7 @@ __device__ inline Ranking RankingOf(const SlotTable& table, const Chunk& chunk, 
 // The lowest key of slots [begin, end), in every thread. All threads of the block call it.
 __device__ inline uint64_t LowestKey(const Ranking& ranking, int begin, int end) {
   uint64_t lowest = kNoKey;
-#pragma unroll 4
+#pragma unroll 16  // a thread's loads are under way together
   for (int j = begin + threadIdx.x; j < end; j += blockDim.x) {
     lowest = Minimum()(lowest, ranking.Key(j));
   }
