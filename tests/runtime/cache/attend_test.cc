@@ -122,6 +122,71 @@ std::vector<std::tuple<Shape, std::string, DType, DeviceUnderTest>> CudaShapes()
 }
 INSTANTIATE_TEST_SUITE_P(cuda, AttendShapes, testing::ValuesIn(CudaShapes()));
 
+class AttendTogether
+    : public testing::TestWithParam<std::tuple<Shape, std::string, DeviceUnderTest>> {
+ protected:
+  void SetUp() override { SKIP_UNLESS_OPENS(std::get<2>(GetParam())); }
+};
+
+// Lanes of very different lengths, each by itself filled and then all in one pass: long enough for
+// several parts of a lane, none of them a whole number of anything.
+TEST_P(AttendTogether, EachLaneEqualsItsOracle) {
+  const auto& [heads, storage, under_test] = GetParam();
+  const auto device = under_test.Open();
+  const AttentionSpec spec = PlainSpec(heads.heads, heads.kv_heads, heads.head_dim);
+  const std::vector<int> filled = {291, 1, 256, 37, 150};
+  const KvCacheShape shape{.lanes = static_cast<int>(filled.size()),
+                           .kv_heads = heads.kv_heads,
+                           .head_dim = heads.head_dim,
+                           .length = 293,
+                           .max_tokens = 300,
+                           .plain = under_test.activations};
+  CacheConfig config;
+  config.storage = storage;
+  config.policy.policy = "last_recent";
+  CacheDriver driver(*device, config, shape, spec, under_test.activations);
+  std::vector<reference::KvLaneReference> oracles(
+      shape.lanes, reference::KvLaneReference(ReferenceSpec(storage, shape, spec, config.policy)));
+  std::vector<int> position(shape.lanes, 0);
+  const auto run = [&](const std::vector<Feed>& feeds) {
+    const std::vector<std::vector<float>> got = driver.Run(feeds);
+    for (size_t i = 0; i < feeds.size(); ++i) {
+      const Feed& feed = feeds[i];
+      int& at = position[feed.lane];
+      const std::vector<double> want = RunReference(oracles[feed.lane], spec, feed.stream, at,
+                                                    feed.tokens, under_test.activations);
+      ASSERT_LT(Difference(under_test, got[i], want), 1)
+          << "lane " << feed.lane << ", " << feed.tokens << " tokens at " << at;
+      at += feed.tokens;
+    }
+  };
+  for (int lane = 0; lane < shape.lanes; ++lane) {
+    driver.Open(lane, config.policy);
+    run({Feed{.lane = lane, .tokens = filled[lane], .stream = 60u + lane}});
+  }
+  for (int pass = 0; pass < 4; ++pass) {
+    std::vector<Feed> feeds;
+    for (const int lane : {3, 0, 4, 2, 1}) {
+      // Lanes with more than one token take another way in the same pass.
+      const int tokens = pass == 2 && lane % 3 == 0 ? 5 : 1;
+      feeds.push_back({.lane = lane, .tokens = tokens, .stream = 60u + lane});
+    }
+    run(feeds);
+  }
+}
+
+const Shape kLongShapes[] = {{12, 3, 64}, {4, 4, 80},   {10, 1, 80}, {5, 1, 96},
+                             {8, 2, 128}, {17, 1, 128}, {2, 1, 256}};
+
+INSTANTIATE_TEST_SUITE_P(All, AttendTogether,
+                         testing::Combine(testing::Values(kLongShapes[0], kLongShapes[2]),
+                                          testing::Values("plain", "k8v4"),
+                                          testing::Values(DefaultCpu())));
+INSTANTIATE_TEST_SUITE_P(cuda, AttendTogether,
+                         testing::Combine(testing::ValuesIn(kLongShapes),
+                                          testing::Values("plain", "int8", "int4", "k8v4"),
+                                          testing::ValuesIn(CudasUnderTest())));
+
 struct Masks {
   int window;
   float softcap;

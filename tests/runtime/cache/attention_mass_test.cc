@@ -29,6 +29,7 @@ struct MassCase {
   int heads, kv_heads, head_dim;
   int window;
   float softcap;
+  std::string policy = "h2o";
 };
 
 class AttentionMass : public testing::TestWithParam<std::tuple<MassCase, DeviceUnderTest>> {
@@ -51,7 +52,7 @@ TEST_P(AttentionMass, SumsToTheTokensOfTheChunkAndEqualsTheOracle) {
                            .plain = under_test.cuda ? under_test.activations : c.plain};
   CacheConfig config;
   config.storage = c.storage;
-  config.policy.policy = "h2o";
+  config.policy.policy = c.policy;
   CacheDriver driver(*device, config, shape, spec, under_test.activations);
   reference::KvLaneReference oracle(ReferenceSpec(c.storage, shape, spec, config.policy));
   driver.Open(0, config.policy);
@@ -62,7 +63,7 @@ TEST_P(AttentionMass, SumsToTheTokensOfTheChunkAndEqualsTheOracle) {
     driver.Run({.lane = 0, .tokens = n, .stream = 12});
     RunReference(oracle, spec, 12, done, n, under_test.activations);
     done += n;
-    const std::vector<float> scores = SavedScores(driver, "h2o", c.kv_heads, done);
+    const std::vector<float> scores = SavedScores(driver, c.policy, c.kv_heads, done);
     for (int h = 0; h < c.kv_heads; ++h) {
       double sum = 0;
       for (int j = 0; j < done; ++j) {
@@ -82,11 +83,24 @@ TEST_P(AttentionMass, SumsToTheTokensOfTheChunkAndEqualsTheOracle) {
 }
 
 // On CUDA plain K and V have the type of the activations.
-const MassCase kMassCases[] = {
-    {"plain", DType::kF32, 6, 2, 64, 0, 0},      {"plain", DType::kF32, 3, 3, 16, 0, 0},
-    {"plain", DType::kBF16, 4, 1, 32, 0, 0},     {"plain", DType::kF16, 8, 2, 80, 0, 5.0f},
-    {"int8", DType::kF32, 6, 2, 64, 100, 0},     {"int4", DType::kF32, 2, 1, 48, 0, 0},
-    {"k8v4", DType::kF32, 60, 1, 16, 301, 20.0f}};
+const MassCase kMassCases[] = {{"plain", DType::kF32, 6, 2, 64, 0, 0},
+                               {"plain", DType::kF32, 3, 3, 16, 0, 0},
+                               {"plain", DType::kBF16, 4, 1, 32, 0, 0},
+                               {"plain", DType::kF16, 8, 2, 80, 0, 5.0f},
+                               {"int8", DType::kF32, 6, 2, 64, 100, 0},
+                               {"int4", DType::kF32, 2, 1, 48, 0, 0},
+                               {"k8v4", DType::kF32, 60, 1, 16, 301, 20.0f},
+                               {"plain", DType::kF32, 4, 1, 128, 0, 0, "h2o_vnorm"},
+                               {"int8", DType::kF32, 4, 1, 128, 0, 0},
+                               {"int4", DType::kF32, 8, 1, 128, 0, 0, "h2o_vnorm"},
+                               {"k8v4", DType::kF32, 14, 2, 128, 0, 0},
+                               {"int8", DType::kF32, 10, 1, 80, 0, 3.0f},
+                               {"int4", DType::kF32, 9, 1, 80, 200, 0},
+                               {"k8v4", DType::kF32, 5, 1, 96, 0, 0, "h2o_vnorm"},
+                               {"int4", DType::kF32, 2, 2, 64, 0, 0},
+                               {"int8", DType::kF32, 1, 1, 256, 0, 0},
+                               {"int4", DType::kF32, 3, 1, 256, 0, 0},
+                               {"k8v4", DType::kF32, 2, 1, 256, 0, 0}};
 
 INSTANTIATE_TEST_SUITE_P(All, AttentionMass,
                          testing::Combine(testing::ValuesIn(kMassCases),
