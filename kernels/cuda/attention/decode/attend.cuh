@@ -26,11 +26,14 @@ constexpr int kDecodeThreads = kDecodeWarps * kWarp;
 template <KvFormat kK, KvFormat kV, int kDim>
 struct DecodeShared {
   using OnePortion = Portion<kK, kV, kDim>;
-  // Two blocks on a multiprocessor, or one where heads are large.
+  // Room for two blocks on a multiprocessor, or one where heads are large.
   static constexpr int kRoom = 112 << 10;
   static constexpr int kPortions = 3 * kDecodeWarps * OnePortion::kBytes <= kRoom ? 3 : 2;
   static constexpr int kRing = kPortions * OnePortion::kBytes;  // of a warp
   static constexpr int kBytes = kDecodeWarps * kRing;
+  // Blocks for which a multiprocessor of compute capability 9.0 has shared memory; more than three
+  // would leave each too few registers.
+  static constexpr int kBlocks = std::min((228 << 10) / (kBytes + 1024), 3);
   // A warp's sums lie where its last portion was: of each of kDecodeHeads heads o, m, l and v. The
   // pitch keeps lanes that write the same element of different heads apart.
   static constexpr int kMergePitch = kDim + 4;
@@ -157,7 +160,7 @@ __device__ void MergeWarps(const float* sums, int stride, const AttentionArgumen
 
 // Grid: as many blocks as fit the device at once.
 template <KvFormat kK, KvFormat kV, int kDim>
-__global__ void __launch_bounds__(kDecodeThreads)
+__global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kBlocks)
     AttendDecode(const AttentionArguments a, const DecodeUnits units) {
   using Shared = DecodeShared<kK, kV, kDim>;
   using OnePortion = typename Shared::OnePortion;
