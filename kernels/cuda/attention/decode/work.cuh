@@ -54,7 +54,7 @@ class DecodeWalk {
     Enter();
     unit_ = (begin - before) / splits_;
     split_ = (begin - before) % splits_;
-    task_.kv_head = unit_ / units_.row_tiles;
+    TurnToHead();
   }
 
   // REQUIRES: there is a next item.
@@ -67,7 +67,7 @@ class DecodeWalk {
       while (a_.chunk[chunk_].tokens != 1);
       Enter();
     }
-    task_.kv_head = unit_ / units_.row_tiles;
+    TurnToHead();
   }
 
   __device__ const AttentionTask& task() const { return task_; }
@@ -89,6 +89,11 @@ class DecodeWalk {
   __device__ void Enter() {
     task_ = TaskOf(a_, chunk_, 0);
     splits_ = SplitsOfSlots(task_.used);
+  }
+  __device__ void TurnToHead() {
+    const int head = unit_ / units_.row_tiles;
+    task_.slot_pos += int64_t{head - task_.kv_head} * a_.kv.slots;
+    task_.kv_head = head;
   }
 
   const AttentionArguments& a_;
