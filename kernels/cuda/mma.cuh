@@ -15,10 +15,16 @@ __device__ inline uint32_t SharedAddress(const void* p) {
 }
 
 // 16 bytes from device to shared memory, or 16 zeros.
-__device__ inline void CopyAsync16(void* shared, const void* global, bool zeros) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(SharedAddress(shared)),
-               "l"(global), "r"(zeros ? 0 : 16)
+__device__ inline void CopyAsync16(uint32_t shared, const void* global, bool zeros) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global),
+               "r"(zeros ? 0 : 16)
                : "memory");
+}
+__device__ inline void CopyAsync16(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(shared), "l"(global) : "memory");
+}
+__device__ inline void CopyAsync16(void* shared, const void* global, bool zeros) {
+  CopyAsync16(SharedAddress(shared), global, zeros);
 }
 // kBytes, 8 or 16, of which those from `valid` on are zeros.
 template <int kBytes>

@@ -64,7 +64,7 @@ __device__ void FillTiles(AttendShared<T, kDim>& shared, const AttentionArgument
   };
   const auto pass_v = [&](int i) {  // of tile `previous`, passed on as number i
     wait_until_free(shared.v_free, i);
-    FillSlots(typename Shared::Slots{shared.v[i % kStages]}, v, previous * kSlots, t.used);
+    FillSlots(typename Shared::Slots(shared.v[i % kStages]), v, previous * kSlots, t.used);
     shared.v_full[i % kStages].ArriveAfterCopies();
   };
   int4 loaded = LoadPositions(t, a.kv.slots, begin * kSlots, kSlots);
@@ -76,7 +76,7 @@ __device__ void FillTiles(AttendShared<T, kDim>& shared, const AttentionArgument
     const bool by_all =
         p.full && p.newest <= first_position && p.oldest > LowestSeen(a, last_position);
     wait_until_free(shared.k_free, n);
-    FillSlots(typename Shared::Slots{shared.k[n % kStages]}, k, first, t.used);
+    FillSlots(typename Shared::Slots(shared.k[n % kStages]), k, first, t.used);
     if (first_warp && lane * 4 < kSlots) {
       *reinterpret_cast<int4*>(shared.positions[n % kStages] + lane * 4) = p.mine;
     }
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, 1) AttendChunk([[maybe_unused]] Atte
   const int group = threadIdx.x / kWarpgroup - 1;  // of warps
   const int lane = threadIdx.x % kWarp;
   const int warp_row = (threadIdx.x - kWarpgroup) / kWarp * 16;  // in the tile
-  const typename Shared::Queries q = {shared.q};
+  const typename Shared::Queries q(shared.q);
   FillQueries<16>(q, warp_row, a, t, first_row + warp_row);
   CommitCopies();
   WaitForCopies<0>();
@@ -220,11 +220,11 @@ __global__ void __launch_bounds__(kThreads, 1) AttendChunk([[maybe_unused]] Atte
   }
 
   const auto multiply_qk = [&](int n) {
-    MultiplyQK(s, q, group * 64, typename Shared::Slots{shared.k[n % kStages]});
+    MultiplyQK(s, q, group * 64, typename Shared::Slots(shared.k[n % kStages]));
     CommitProducts();
   };
   const auto multiply_pv = [&](int n) {
-    const uint64_t values = typename Shared::Slots{shared.v[n % kStages]}.matrix(0);
+    const uint64_t values = typename Shared::Slots(shared.v[n % kStages]).matrix(0);
     constexpr uint64_t kStep = 16 * kPanelRowBytes / 16;
     constexpr uint64_t kPartStep = kPart / kPanelElements * Shared::Slots::kPanelBytes / 16;
 #pragma unroll

@@ -71,7 +71,7 @@ __device__ void FillRowTiles(MassShared<T, kDim>& shared, const AttentionArgumen
     *reinterpret_cast<int4*>(shared.positions + thread * 4) = positions.mine;
     shared.k_full.Arrive();
   }
-  FillSlots(typename Shared::Slots{shared.k},
+  FillSlots(typename Shared::Slots(shared.k),
             HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head).codes, first_slot, t.used);
   shared.k_full.ArriveAfterCopies();
   const int rows = t.chunk.tokens * a.group;
@@ -88,7 +88,7 @@ __device__ void FillRowTiles(MassShared<T, kDim>& shared, const AttentionArgumen
     shared.rows[n % kStages][thread] = mine;
     shared.full[n % kStages].Arrive();
     const int warp_row = thread / kWarp * kWarp;
-    FillQueries<kWarp>(typename Shared::Queries{shared.q[n % kStages]}, warp_row, a, t,
+    FillQueries<kWarp>(typename Shared::Queries(shared.q[n % kStages]), warp_row, a, t,
                        i * kRows + warp_row);
     shared.full[n % kStages].ArriveAfterCopies();
   }
@@ -168,8 +168,8 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
     PublishToProducts();
     Pin(s);
     BeginProducts();
-    MultiplyQK(s, typename Shared::Queries{shared.q[n % kStages]}, group * 64,
-               typename Shared::Slots{shared.k});
+    MultiplyQK(s, typename Shared::Queries(shared.q[n % kStages]), group * 64,
+               typename Shared::Slots(shared.k));
     CommitProducts();
   };
   // Of tile n, whose products are there.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <climits>
+#include <numeric>
 
 #include "kernels/cuda/attention/attention_kernels.cuh"
 #include "kernels/cuda/attention/wgmma/instructions.cuh"
@@ -17,8 +18,8 @@ constexpr int kThreads = (1 + kMultipliers) * kWarpgroup;
 constexpr int kMultiplierWarps = kMultipliers * kWarpgroup / kWarp;
 constexpr int kRows = 64 * kMultipliers;
 // Of a thread; together they are what a multiprocessor has.
-constexpr int kFillRegisters = 40;
-constexpr int kMultiplyRegisters = 232;
+constexpr int kFillRegisters = 56;
+constexpr int kMultiplyRegisters = 224;
 
 template <class T, int kDim, int kTileRows>
 struct Tile {
@@ -26,19 +27,51 @@ struct Tile {
   static constexpr uint32_t kPanelBytes = kTileRows * kPanelRowBytes;
   static constexpr uint32_t kBytes = kPanels * kPanelBytes;
   static constexpr int kPacks = kDim * sizeof(T) / 16;  // of 16 bytes, of a row
-  unsigned char* data;
+  uint32_t address;                                     // in shared memory
 
-  __device__ unsigned char* place(int row, int pack) const {
-    return data + pack / 8 * kPanelBytes + row * kPanelRowBytes + (pack % 8 ^ row % 8) * 16;
+  explicit __device__ Tile(const unsigned char* data) : address(SharedAddress(data)) {}
+
+  __device__ uint32_t place(int row, int pack) const {
+    return address + pack / 8 * kPanelBytes + row * kPanelRowBytes + (pack % 8 ^ row % 8) * 16;
   }
   // The tile from row `row`, a multiple of 8, on.
   __device__ uint64_t matrix(int row) const {
-    return MatrixAt(SharedAddress(data) + row * kPanelRowBytes, kPanelBytes);
+    return MatrixAt(address + row * kPanelRowBytes, kPanelBytes);
   }
   // Added to matrix() it begins at dimension 16 * step, for rows along the sum.
   static constexpr uint64_t Along(int step) {
     return (step / 4 * kPanelBytes + step % 4 * 32) / 16;
   }
+};
+
+// Where a thread puts the packs first, first + kThreads, ... of a tile's rows from `row`, a
+// multiple of 8, on. After 8 rows the swizzle begins anew: a few addresses serve for all.
+template <int kThreads, class AnyTile>
+class Places {
+ public:
+  __device__ Places(const AnyTile& tile, int row, int first)
+      : tile_(tile), row_(row), first_(first) {
+#pragma unroll
+    for (int k = 0; k < kPeriod; ++k) {
+      begin_[k] = tile.place(row + first / kPacks + k * kStep, first % kPacks);
+    }
+  }
+  __device__ uint32_t operator[](int k) const {
+    if constexpr (kRegular) {
+      return begin_[k % kPeriod] + k / kPeriod * kPeriod * kStep * kPanelRowBytes;
+    }
+    const int i = first_ + k * kThreads;
+    return tile_.place(row_ + i / kPacks, i % kPacks);
+  }
+
+ private:
+  static constexpr int kPacks = AnyTile::kPacks;
+  static constexpr bool kRegular = kThreads % kPacks == 0;
+  static constexpr int kStep = kThreads / kPacks;  // rows
+  static constexpr int kPeriod = kRegular ? 8 / std::gcd(8, kStep) : 1;
+  AnyTile tile_;
+  int row_, first_;
+  uint32_t begin_[kPeriod];
 };
 
 // Slots [first, first + kTileRows) of K or V, which begin at `codes`, in T's own format; zeros from
@@ -48,15 +81,23 @@ template <class T, int kDim, int kTileRows>
 __device__ void FillSlots(const Tile<T, kDim, kTileRows>& tile, const std::byte* codes, int first,
                           int used) {
   constexpr int kPacks = Tile<T, kDim, kTileRows>::kPacks;
+  constexpr int kCopies = kTileRows * kPacks / kWarpgroup;
   static_assert(kTileRows * kPacks % kWarpgroup == 0);
   const int thread = threadIdx.x % kWarpgroup;
+  const Places<kWarpgroup, Tile<T, kDim, kTileRows>> places(tile, 0, thread);
+  // Rows lie one behind the other.
   const std::byte* const from = codes + (size_t(first) * kPacks + thread) * 16;
-#pragma unroll 8
-  for (int k = 0; k < kTileRows * kPacks / kWarpgroup; ++k) {
+  if (first + kTileRows <= used) {
+#pragma unroll
+    for (int k = 0; k < kCopies; ++k) CopyAsync16(places[k], from + k * kWarpgroup * 16);
+    return;
+  }
+#pragma unroll 2
+  for (int k = 0; k < kCopies; ++k) {
     const int i = thread + k * kWarpgroup;
-    const int r = i / kPacks;
-    const bool zeros = first + r >= used;
-    CopyAsync16(tile.place(r, i % kPacks), zeros ? codes : from + k * kWarpgroup * 16, zeros);
+    const bool zeros = first + i / kPacks >= used;
+    CopyAsync16(tile.place(i / kPacks, i % kPacks), zeros ? codes : from + k * kWarpgroup * 16,
+                zeros);
   }
 }
 
@@ -66,24 +107,32 @@ template <int kCount, class T, int kDim>
 __device__ void FillQueries(const Tile<T, kDim, kRows>& tile, int at, const AttentionArguments& a,
                             const AttentionTask& t, int first) {
   constexpr int kPacks = Tile<T, kDim, kRows>::kPacks;
+  constexpr int kCopies = kCount * kPacks / kWarp;
   static_assert(kCount <= kWarp && kCount * kPacks % kWarp == 0);
   const int lane = threadIdx.x % kWarp;
   const int row = first + lane;
   const int token = row / a.group;
-  int64_t begin = -1;  // of row `lane`, in elements
-  if (token < t.chunk.tokens) {
-    begin = (t.chunk.first_token + token) * a.qkv_stride +
-            int64_t{t.kv_head * a.group + row - token * a.group} * kDim;
+  // Of row `lane`, in packs: strides and heads are multiples of one.
+  const uint32_t begin = (t.chunk.first_token + token) * static_cast<uint32_t>(a.qkv_stride / 8) +
+                         (t.kv_head * a.group + row - token * a.group) * kPacks;
+  const auto* const from = static_cast<const std::byte*>(a.qkv);
+  if (first + kCount <= t.chunk.tokens * a.group) {
+    const Places<kWarp, Tile<T, kDim, kRows>> places(tile, at, lane);
+#pragma unroll
+    for (int k = 0; k < kCopies; ++k) {
+      const int i = lane + k * kWarp;
+      const uint32_t pack = __shfl_sync(kAllLanes, begin, i / kPacks) + i % kPacks;
+      CopyAsync16(places[k], from + size_t{pack} * 16);
+    }
+    return;
   }
-#pragma unroll 4
-  for (int k = 0; k < kCount * kPacks / kWarp; ++k) {
+#pragma unroll 2
+  for (int k = 0; k < kCopies; ++k) {
     const int i = lane + k * kWarp;
-    const int r = i / kPacks;
-    const int pack = i % kPacks;
-    const int64_t from = __shfl_sync(kAllLanes, begin, r);
-    CopyAsync16(tile.place(at + r, pack),
-                static_cast<const T*>(a.qkv) + (from < 0 ? 0 : from) + pack * (16 / sizeof(T)),
-                from < 0);
+    const bool zeros = first + i / kPacks >= t.chunk.tokens * a.group;
+    const uint32_t pack = __shfl_sync(kAllLanes, begin, i / kPacks) + i % kPacks;
+    CopyAsync16(tile.place(at + i / kPacks, i % kPacks), from + (zeros ? 0 : size_t{pack} * 16),
+                zeros);
   }
 }
 
