@@ -237,6 +237,50 @@ std::vector<std::tuple<Masks, std::string, DeviceUnderTest>> CudaMasks() {
 }
 INSTANTIATE_TEST_SUITE_P(cuda, AttendMasks, testing::ValuesIn(CudaMasks()));
 
+struct TilesCase {
+  int heads, kv_heads, head_dim;
+  int window;
+  float softcap;
+};
+
+class AttendTiles : public testing::TestWithParam<std::tuple<TilesCase, DeviceUnderTest>> {
+ protected:
+  void SetUp() override { SKIP_UNLESS_OPENS(std::get<1>(GetParam())); }
+};
+
+// Several blocks of query rows and several tiles of slots, for each head size that has kernels of
+// its own: in order, and with fresh tokens among old ones.
+TEST_P(AttendTiles, EqualsOracle) {
+  const auto& [c, under_test] = GetParam();
+  const auto device = under_test.Open();
+  AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
+  spec.window = c.window;
+  spec.softcap = c.softcap;
+  const KvCacheShape shape{.lanes = 1,
+                           .kv_heads = c.kv_heads,
+                           .head_dim = c.head_dim,
+                           .length = 450,
+                           .max_tokens = 450,
+                           .plain = under_test.activations};
+  CacheConfig config;
+  config.policy.policy = "last_recent";
+  config.policy.sinks = 3;
+  CacheDriver driver(*device, config, shape, spec, under_test.activations);
+  ExpectEqualsOracle(under_test, driver, "plain", shape, config.policy, {450, 1, 150, 7, 300}, 5);
+  ExpectEqualsOracle(under_test, driver, "plain", shape, config.policy, {2, 200, 1, 64}, 6);
+}
+
+const TilesCase kTilesCases[] = {{6, 2, 64, 0, 0},    {4, 1, 64, 90, 30.0f}, {3, 1, 80, 0, 0},
+                                 {2, 1, 96, 200, 0},  {8, 2, 128, 0, 0},     {3, 3, 128, 1, 0},
+                                 {5, 1, 128, 300, 0}, {4, 2, 128, 0, 1.5f},  {2, 1, 256, 0, 0},
+                                 {4, 2, 256, 170, 0}};
+INSTANTIATE_TEST_SUITE_P(All, AttendTiles,
+                         testing::Combine(testing::ValuesIn(kTilesCases),
+                                          testing::Values(DefaultCpu())));
+INSTANTIATE_TEST_SUITE_P(cuda, AttendTiles,
+                         testing::Combine(testing::ValuesIn(kTilesCases),
+                                          testing::ValuesIn(CudasUnderTest())));
+
 struct PolicyCase {
   std::string storage;
   LanePolicy policy;

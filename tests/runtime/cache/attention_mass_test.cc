@@ -82,6 +82,48 @@ TEST_P(AttentionMass, SumsToTheTokensOfTheChunkAndEqualsTheOracle) {
   }
 }
 
+// Once tokens are evicted their slots lie in any order. A slot that is written anew begins at zero.
+TEST_P(AttentionMass, SumsToTheTokensOfTheChunkAfterEvictions) {
+  const auto& [c, under_test] = GetParam();
+  const auto device = under_test.Open();
+  AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
+  spec.window = c.window;
+  spec.softcap = c.softcap;
+  const int length = 520;
+  const KvCacheShape shape{.lanes = 1,
+                           .kv_heads = c.kv_heads,
+                           .head_dim = c.head_dim,
+                           .length = length,
+                           .max_tokens = length,
+                           .plain = under_test.cuda ? under_test.activations : c.plain};
+  CacheConfig config;
+  config.storage = c.storage;
+  config.policy.policy = "h2o";
+  CacheDriver driver(*device, config, shape, spec, under_test.activations);
+  driver.Open(0, config.policy);
+  driver.Run({.lane = 0, .tokens = length, .stream = 13});
+  std::vector<float> before(size_t(c.kv_heads) * length, 0.0f);
+  auto slots_before = driver.cache().SlotPositions(driver.stream(), 0);
+  for (int n : {90, 200, 1, 33, 300}) {
+    driver.Run({.lane = 0, .tokens = n, .stream = 13});
+    const std::vector<float> scores = SavedScores(driver, "h2o", c.kv_heads, length);
+    const auto slots = driver.cache().SlotPositions(driver.stream(), 0);
+    for (int h = 0; h < c.kv_heads; ++h) {
+      double sum = 0;
+      for (int j = 0; j < length; ++j) {
+        const size_t at = size_t(h) * length + j;
+        const double mass =
+            double{scores[at]} - (slots[h][j] == slots_before[h][j] ? before[at] : 0.0f);
+        ASSERT_GE(mass, 0) << "slot " << j;
+        sum += mass;
+      }
+      EXPECT_NEAR(sum, n, 1e-3 * n) << "chunk of " << n;
+    }
+    before = scores;
+    slots_before = slots;
+  }
+}
+
 // On CUDA plain K and V have the type of the activations.
 const MassCase kMassCases[] = {{"plain", DType::kF32, 6, 2, 64, 0, 0},
                                {"plain", DType::kF32, 3, 3, 16, 0, 0},
@@ -100,7 +142,12 @@ const MassCase kMassCases[] = {{"plain", DType::kF32, 6, 2, 64, 0, 0},
                                {"int4", DType::kF32, 2, 2, 64, 0, 0},
                                {"int8", DType::kF32, 1, 1, 256, 0, 0},
                                {"int4", DType::kF32, 3, 1, 256, 0, 0},
-                               {"k8v4", DType::kF32, 2, 1, 256, 0, 0}};
+                               {"k8v4", DType::kF32, 2, 1, 256, 0, 0},
+                               {"plain", DType::kBF16, 8, 2, 128, 0, 0},
+                               {"plain", DType::kBF16, 3, 1, 128, 130, 0},
+                               {"plain", DType::kF16, 5, 1, 96, 0, 0},
+                               {"plain", DType::kF32, 6, 2, 64, 301, 20.0f},
+                               {"plain", DType::kBF16, 4, 2, 256, 90, 0}};
 
 INSTANTIATE_TEST_SUITE_P(All, AttentionMass,
                          testing::Combine(testing::ValuesIn(kMassCases),
