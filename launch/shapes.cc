@@ -40,7 +40,8 @@ std::vector<ModelConfig> Shapes() {
           shape("llama", "smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, true),
           shape("llama", "llama-1b", 16, 2048, 32, 8, 64, 8192, 128256, true),
           shape("qwen3", "qwen3-4b", 36, 2560, 32, 8, 128, 9728, 151936, true),
-          shape("llama", "llama-8b", 32, 4096, 32, 8, 128, 14336, 128256, false)};
+          shape("llama", "llama-8b", 32, 4096, 32, 8, 128, 14336, 128256, false),
+          shape("llama", "llama-70b", 80, 8192, 64, 8, 128, 28672, 128256, false)};
 }
 
 }  // namespace

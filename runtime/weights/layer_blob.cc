@@ -154,4 +154,23 @@ absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
   return blob;
 }
 
+absl::StatusOr<LayerBlob> LayerBlob::Copy(Device& device, Stream& stream, const LayerBlob& from) {
+  LayerBlob blob;
+  const TensorView source = from.memory_.view();
+  ASSIGN_OR_RETURN(blob.memory_, Tensor::Allocate(device, DType::kU8, {source.shape[0]}));
+  stream.CopyAsync(blob.memory_.view().data, source.data, source.bytes());
+  const auto moved = [&](const void* at) {
+    return blob.memory_.view().as<std::byte>() +
+           (static_cast<const std::byte*>(at) - source.as<std::byte>());
+  };
+  blob.matrices_ = from.matrices_;
+  for (Weight& matrix : blob.matrices_) {
+    matrix.data = moved(matrix.data);
+    if (matrix.bias != nullptr) matrix.bias = reinterpret_cast<const float*>(moved(matrix.bias));
+  }
+  blob.vectors_ = from.vectors_;
+  for (TensorView& vector : blob.vectors_) vector.data = moved(vector.data);
+  return blob;
+}
+
 }  // namespace keyline

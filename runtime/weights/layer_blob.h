@@ -19,6 +19,9 @@ class LayerBlob {
   static absl::StatusOr<LayerBlob> Load(Device& device, Stream& stream, const WeightSource& source,
                                         const LayerSpec& spec, DType dtype);
 
+  // The same weights a second time, copied on the device in the order of `stream`.
+  static absl::StatusOr<LayerBlob> Copy(Device& device, Stream& stream, const LayerBlob& from);
+
   LayerWeights weights() const { return {matrices_, vectors_}; }
   size_t device_bytes() const { return memory_.bytes(); }
 

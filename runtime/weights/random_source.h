@@ -1,5 +1,6 @@
 // RandomSource: a checkpoint that never was, for benchmarks of a shape without its file. Matrices
-// hold normal numbers of deviation 0.02, vectors ones (norm weights). All tensors share one buffer.
+// hold normal numbers of deviation 0.02, vectors ones (norm weights). All tensors share one buffer,
+// so that layers are made of the same bytes and all but the first are copied on the device.
 #pragma once
 
 #include <cstdint>

@@ -125,6 +125,36 @@ TEST_F(LayerBlobTest, AResidentStoreCountsLayersGlobally) {
   EXPECT_EQ(At((*store)->Acquire(*stream_, 4).matrices[0], 1, 2), 4018.0f);
 }
 
+// Layers of the same bytes are read once; each has memory of its own all the same.
+TEST_F(LayerBlobTest, LayersOfTheSameBytesAreCopies) {
+  FakeSource source;
+  source.Add("w", {16, 16}, 100);
+  source.Add("other", {16, 16}, 7);
+  source.Add("bias", {16}, 0.5f);
+  source.Add("norm", {5}, 3);
+  const auto layer = [](const std::string& tensor) {
+    LayerSpec spec;
+    spec.matrices = {
+        MatrixSpec{.blocks = {{.tensor = tensor, .rows = 16, .bias = "bias"}}, .cols = 16}};
+    spec.vectors = {VectorSpec{.tensor = "norm", .size = 5, .add = 1}};
+    return spec;
+  };
+  const auto store = ResidentStore::Load(*device_, *stream_, source, 0,
+                                         {layer("w"), layer("w"), layer("other"), layer("w")},
+                                         DType::kF32, nullptr);
+  ASSERT_TRUE(store.ok()) << store.status();
+  const LayerWeights first = (*store)->Acquire(*stream_, 0);
+  for (const int l : {1, 3}) {
+    const LayerWeights again = (*store)->Acquire(*stream_, l);
+    EXPECT_EQ(At(again.matrices[0], 2, 3), 135.0f + 2.5f);
+    EXPECT_EQ(again.vectors[0].as<float>()[4], 8.0f);
+    EXPECT_NE(again.matrices[0].data, first.matrices[0].data);
+    EXPECT_NE(again.matrices[0].bias, first.matrices[0].bias);
+    EXPECT_NE(again.vectors[0].data, first.vectors[0].data);
+  }
+  EXPECT_EQ(At((*store)->Acquire(*stream_, 2).matrices[0], 0, 0), 7.5f);
+}
+
 TEST_F(LayerBlobTest, RandomWeightsHaveTheShapeAndSpreadTheySay) {
   LayerSpec spec;
   spec.matrices = {MatrixSpec{.blocks = {{.tensor = "m", .rows = 300, .bias = {}}}, .cols = 200}};
