@@ -90,6 +90,10 @@ absl::StatusOr<int> NumberOfRanks(const LaunchOptions& options) {
 
 std::string DeviceOfRank(const LaunchOptions& options, int rank) {
   const std::vector<std::string> devices = absl::StrSplit(options.device, ',');
+  // A process counts the ranks of its own host: mpirun may place rank 1 on the next one.
+  if (StartedByMpi() && rank == EnvironmentInt("OMPI_COMM_WORLD_RANK", -1)) {
+    rank = EnvironmentInt("OMPI_COMM_WORLD_LOCAL_RANK", rank);
+  }
   return devices[rank % devices.size()];
 }
 

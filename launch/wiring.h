@@ -59,7 +59,7 @@ absl::Status FillShards(const Device& device, const DecoderModel& model, int ran
 
 // Ranks asked for: --ranks, or MPI's world. INVALID_ARGUMENT where the two disagree.
 absl::StatusOr<int> NumberOfRanks(const LaunchOptions& options);
-// The device of a rank: --device's list is dealt in turn.
+// The device of a rank: --device's list is dealt in turn, under mpirun on each host (for its own).
 std::string DeviceOfRank(const LaunchOptions& options, int rank);
 // Compute threads of each of this process's ranks.
 int ThreadsOfRank(const LaunchOptions& options, int ranks);
