@@ -10,13 +10,13 @@ Parts, in this order (each has a time limit of its own and none stops the next):
   ranks      the same float32 cases on 2 ranks: threads and mpirun, on one GPU and on two
   selftest   the same tokens on 1..3 ranks, alone and batched
   kill       a rank of two is killed, then stopped: the other ends within --end-within seconds, saying where
+  scale      all GPUs together: equality with one, speed of 1, 2, 4, ... of them, any rank killed (gpu_scale.py)
   real       tests/golden/check_real.py, with --model SmolLM2-135M-Instruct.Q4_1.gguf
   sanitizer  compute-sanitizer over small cases of the operations, where it is installed
   bench      keyline bench, decode and prefill
 Exit code 0 if every part that ran passed. Needs Python 3.8; numpy and safetensors for the golden parts.
 """
 import argparse
-import concurrent.futures
 import datetime
 import glob
 import json
@@ -28,76 +28,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-KEYLINE = os.path.join(ROOT, 'bin', 'keyline')
-GOLDEN = os.path.join(ROOT, 'tests', 'golden')
-START = time.monotonic()
+from gpu_part import GOLDEN, KEYLINE, ROOT, Part, at_once, check, families, golden_jobs, lose_a_rank, mpirun, say
+from gpu_scale import ITEMS, scale
+
 # Seconds, for a machine with 16 cores.
-LIMITS = {'tests': 420, 'golden': 240, 'bf16': 120, 'ranks': 240, 'selftest': 120, 'kill': 120,
+LIMITS = {'tests': 420, 'golden': 240, 'bf16': 120, 'ranks': 240, 'selftest': 120, 'kill': 120, 'scale': 600,
           'real': 240, 'sanitizer': 300, 'bench': 300}
-# Largest difference of a logit, where the largest logit is 3.8. float32 kernels sum in another order
-# than the reference. bfloat16 weights alone, with float32 between the operations (the CPU), make 0.06
-# for qwen3 and 0.45 for llama, whose random weights amplify (1.0 for llama3-rope: it says nothing then).
-DENSE_BOUND, SELECTIVE_BOUND = 1e-3, 2e-3
 BF16_BOUNDS = {'qwen3': 0.2, 'llama': 1.5}
-
-
-def say(text):
-    print(f'[{time.monotonic() - START:6.1f} s] {text}', flush=True)
-
-
-class Part:
-    """Runs commands within one time limit and keeps what came of them."""
-
-    def __init__(self, name, limit):
-        self.name, self.end, self.began = name, time.monotonic() + limit, time.monotonic()
-        self.cases, self.figures = [], []
-
-    def run(self, command, **options):
-        """(exit code or None where time ran out, stdout, stderr, seconds); ends all it started."""
-        began = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                   errors='replace', cwd=ROOT, start_new_session=True, **options)
-        try:
-            out, err = process.communicate(timeout=max(self.end - time.monotonic(), 0.1))
-            code = process.returncode
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            code = None
-        return code, out, err, time.monotonic() - began
-
-    def add(self, name, status, seconds=0.0, detail='', **more):
-        """status: passed, failed or skipped."""
-        case = {'name': name, 'status': status, 'seconds': round(seconds, 2), **more}
-        if detail:
-            case['detail'] = detail[-2000:]
-        self.cases.append(case)
-        if status != 'passed' or 'passed' in more:
-            counts = f" {more['passed']} passed, {more['failed']} failed" if 'passed' in more else ''
-            short = detail.strip().replace('\n', ' | ')[-300:] if status != 'passed' else ''
-            say(f'{self.name:9} {status:7} {name}{counts} ({seconds:.1f} s) {short}')
-
-    def add_command(self, name, command):
-        code, out, err, seconds = self.run(command)
-        good = code == 0
-        why = 'out of time: ' if code is None else f'exit {code}: '
-        self.add(name, 'passed' if good else 'failed', seconds, '' if good else why + (err or out))
-        return out if good else None
-
-    def summary(self):
-        count = {status: sum(case.get(status, case['status'] == status) for case in self.cases)
-                 for status in ('passed', 'failed', 'skipped')}
-        return {**count, 'seconds': round(time.monotonic() - self.began, 1), 'cases': self.cases,
-                'figures': self.figures}
-
-
-def at_once(jobs, workers):
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for done in [pool.submit(*job) for job in jobs]:
-            done.result()
 
 
 # ---- tests ----------------------------------------------------------------------------------------
@@ -135,30 +73,6 @@ def tests(part, a):
 
 
 # ---- golden vectors -------------------------------------------------------------------------------
-def check(part, title, script, arguments):
-    code, out, err, seconds = part.run([sys.executable, os.path.join(GOLDEN, script), *arguments])
-    good = len(re.findall(r'^ok  ', out, re.M))
-    bad = re.findall(r'^FAIL .*', out, re.M)
-    worst = re.search(r'worst difference (\S+)', out)
-    more = {'worst_difference': float(worst[1])} if worst else {}
-    passed = code == 0 and good > 0
-    why = '' if passed else '\n'.join(bad) or ('out of time' if code is None else err)
-    part.add(title, 'passed' if passed else 'failed', seconds, why, passed=good,
-             failed=0 if passed else max(len(bad), 1), skipped=0, **more)
-
-
-def families():
-    """Of the tiny models: those this version is tested with."""
-    return '|'.join(os.path.basename(path) for path in glob.glob(os.path.join(GOLDEN, 'dense', '*')))
-
-
-def golden_jobs(part, a, device, title, cases, keyline=None, more=()):
-    for case in cases:
-        yield (check, part, f'{title} {case}', 'check.py',
-               [keyline or shlex.quote(KEYLINE), '--dir', a.golden, '--only', case, '--device', device,
-                '--dense-tol', str(DENSE_BOUND), '--selective-tol', str(SELECTIVE_BOUND), *more])
-
-
 def golden(part, a):
     cases = [f'^dense/({families()})$'] + [f'selective/{m}-{n}' for m in ('llama', 'qwen3') for n in (0, 1, 2)]
     at_once(golden_jobs(part, a, a.device, 'f32', cases), a.jobs)
@@ -176,12 +90,6 @@ def bf16(part, a):
 def device_sets(a):
     """One GPU for all ranks, and two where there are two."""
     return [a.device] + ([','.join(a.devices[:2])] if len(a.devices) > 1 else [])
-
-
-def mpirun(ranks):
-    options = ['--allow-run-as-root', '--oversubscribe', '--bind-to', 'none', '-np', str(ranks)]
-    own = os.path.join(ROOT, 'bin', 'mpirun')
-    return [own if os.path.exists(own) else 'mpirun', *options]
 
 
 def ranks(part, a):
@@ -206,53 +114,6 @@ def selftest(part, a):
 
 
 # ---- lost ranks -----------------------------------------------------------------------------------
-def running(folder):
-    """rank -> pid, of those that have run a few steps (runtime/transport/rank_state.h)."""
-    pids = {}
-    for path in glob.glob(os.path.join(folder, 'ranks', 'rank.*')):
-        with open(path) as file:
-            words = file.read().split()
-        if len(words) > 5 and int(words[5]) > 20:
-            pids[int(words[1])] = int(words[3])
-    return pids
-
-
-def lose_a_rank(part, a, title, flags, number):
-    """A long decode on two ranks; rank 1 gets the signal once steps run."""
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        job = subprocess.Popen(
-            [*mpirun(2), KEYLINE, 'bench', 'decode', '--model', os.path.join(GOLDEN, 'dense', 'llama'),
-             '--kv-policy', 'last_recent', '--kv-cache-length', '64', '--kv-chunk', '16', '--tokens', '4000',
-             '--repeat', '1000', '--batch', '1', *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            cwd=ROOT, start_new_session=True, env={**os.environ, 'KEYLINE_RANK_STATES': folder + '/ranks'})
-        pids, took = {}, None
-        try:
-            while len(pids) < 2 and job.poll() is None and time.monotonic() - began < 40:
-                time.sleep(0.05)
-                pids = running(folder)
-            if len(pids) == 2:
-                os.kill(pids[1], number)
-                lost = time.monotonic()
-                job.communicate(timeout=a.end_within + 5)
-                took = time.monotonic() - lost
-        except subprocess.TimeoutExpired:
-            pass
-        for pid in [job.pid, *pids.values()]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        out = job.communicate()[0]
-    said = re.findall(r'^keyline: .*rank \d+ pid \d+ step \d+.*', out, re.M)
-    passed = took is not None and took <= a.end_within and job.returncode != 0 and bool(said)
-    why = 'it did not run' if len(pids) < 2 else f'exit {job.returncode} after {took} s'
-    part.add(title, 'passed' if passed else 'failed', time.monotonic() - began,
-             f"{why}: {' | '.join(said) or out[-1500:]}")
-    if took is not None:
-        part.figures.append({'name': title, 'value': round(took, 3), 'unit': 's'})
-
-
 def kill(part, a):
     ways = [(devices, []) for devices in device_sets(a)]
     if a.device != 'cpu':
@@ -288,16 +149,10 @@ def sanitizer(part, a):
 
 def bench(part, a):
     for arguments in a.benches:
-        out = part.add_command(f'bench {arguments}',
-                               [KEYLINE, 'bench', *arguments.split(), '--device', a.device, '--json'])
-        for row in json.loads(out or '[]'):
-            row['command'] = arguments
-            part.figures.append(row)
-            say(f"bench     {arguments}: {row['value']:.1f} {row['unit']}, {row['ratio']:.2f} of the limit "
-                f"{row['limit']:.1f} ({row['limit_by']})")
+        part.add_bench(f'bench {arguments}', [KEYLINE, 'bench', *arguments.split(), '--device', a.device])
 
 
-PARTS = [tests, golden, bf16, ranks, selftest, kill, real, sanitizer, bench]
+PARTS = [tests, golden, bf16, ranks, selftest, kill, scale, real, sanitizer, bench]
 BENCHES = ['decode --shape smollm2-135m --dtype bf16 --batch 1,8 --repeat 3',
            'decode --shape llama-1b --dtype bf16 --batch 1,8,32 --repeat 3',
            'decode --shape llama-8b --dtype bf16 --batch 1,8,32 --repeat 3',
@@ -338,6 +193,10 @@ def main():
     parser.add_argument('--sanitizer-filter', default='', help='default: --filter')
     parser.add_argument('--sanitizer-tools', default='memcheck')
     parser.add_argument('--bench', dest='benches', action='append', help='arguments of keyline bench, for the usual ones')
+    parser.add_argument('--devices', default='', help='of the part scale; default: all GPUs')
+    parser.add_argument('--scale', default=','.join(ITEMS), help='its items, separated by commas; they run in this order')
+    parser.add_argument('--scale-shape', default='llama-8b', help='the model of its speeds')
+    parser.add_argument('--scale-prompt', type=int, default=32768, help='tokens of its prompt')
     parser.add_argument('--end-within', type=float, default=7,
                         help='seconds after a rank was lost: 5 to notice, the rest for mpirun to end the job')
     a = parser.parse_args()
@@ -346,10 +205,15 @@ def main():
     for name in chosen:
         if name not in names:
             parser.error(f'--only: no part {name}; there are {", ".join(names)}')
+    a.scale = a.scale.split(',')
+    for name in a.scale:
+        if name not in ITEMS:
+            parser.error(f'--scale: no item {name}; there are {", ".join(ITEMS)}')
     limits = {**LIMITS, **{k: float(v) for k, v in (text.split('=') for text in a.limit)}}
 
     report = {**machine(), 'parts': {}}
-    a.devices = [f'cuda:{i}' for i in range(len(report['gpus']))]
+    a.devices = a.devices.split(',') if a.devices else [f'cuda:{i}' for i in range(len(report['gpus']))]
+    a.memory_mib = sum(int(memory.split()[0]) for memory in report['memory'])
     say(f"keyline {report['keyline']} on {report['gpus'] or 'no GPU'}, driver {report['driver']}")
     for body in PARTS:
         if body.__name__ not in chosen:
