@@ -28,6 +28,7 @@ constexpr size_t kHugePage = size_t{2} << 20;
 constexpr OpTable kCpuOps = {
     .packed_bytes = cpu::PackedBytes,
     .pack_rows = cpu::PackRows,
+    .pack_blocks = cpu::PackBlocks,
     .embed = cpu::Embed,
     .norm = cpu::Norm,
     .matmul = cpu::MatMul,

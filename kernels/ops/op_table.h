@@ -18,6 +18,7 @@ namespace keyline {
 struct OpTable {
   size_t (*packed_bytes)(DType dtype, int64_t rows, int64_t cols);
   void (*pack_rows)(const Weight& to, int64_t first, int64_t count, const float* source);
+  void (*pack_blocks)(const Weight& to, int64_t first, int64_t count, const std::byte* source);
   void (*embed)(Stream&, TensorView hidden, const Batch&, const Weight& table, float scale);
   void (*norm)(Stream&, TensorView out, TensorView in, const RmsNorm&);
   void (*matmul)(Stream&, TensorView out, TensorView in, const Weight&);

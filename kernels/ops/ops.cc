@@ -2,7 +2,10 @@
 
 #include <glog/logging.h>
 
+#include <vector>
+
 #include "kernels/ops/op_table.h"
+#include "kernels/ops/weight_blocks.h"
 
 namespace keyline::ops {
 namespace {
@@ -16,6 +19,11 @@ void CheckMatrix(const char* what, const TensorView& t, int64_t rows, int64_t co
   CHECK_EQ(t.strides[1], 1) << what << " must have contiguous rows";
 }
 
+void CheckRows(const Weight& w, int64_t first, int64_t count) {
+  CHECK(first >= 0 && count >= 0 && first + count <= w.rows)
+      << "rows [" << first << ", " << first + count << ") of " << w.rows;
+}
+
 }  // namespace
 
 size_t PackedBytes(const Device& device, DType dtype, int64_t rows, int64_t cols) {
@@ -26,9 +34,21 @@ size_t PackedBytes(const Device& device, DType dtype, int64_t rows, int64_t cols
 
 void PackRows(const Device& device, const Weight& to, int64_t first, int64_t count,
               const float* source) {
-  CHECK(first >= 0 && count >= 0 && first + count <= to.rows)
-      << "rows [" << first << ", " << first + count << ") of " << to.rows;
-  device.ops().pack_rows(to, first, count, source);
+  CheckRows(to, first, count);
+  if (!IsPacked(to.dtype)) return device.ops().pack_rows(to, first, count, source);
+  const int64_t row_bytes = BlockRowBytes(to.dtype, to.cols);
+  std::vector<std::byte> blocks(static_cast<size_t>(count * row_bytes));
+  for (int64_t row = 0; row < count; ++row) {
+    QuantizeRow(to.dtype, source + row * to.cols, to.cols, blocks.data() + row * row_bytes);
+  }
+  device.ops().pack_blocks(to, first, count, blocks.data());
+}
+
+void PackBlocks(const Device& device, const Weight& to, int64_t first, int64_t count,
+                const std::byte* source) {
+  CheckRows(to, first, count);
+  CHECK(IsPacked(to.dtype)) << Name(to.dtype);
+  device.ops().pack_blocks(to, first, count, source);
 }
 
 void Embed(Stream& s, TensorView hidden, const Batch& batch, const Weight& table, float scale) {

@@ -23,9 +23,15 @@ size_t PackedBytes(const Device& device, DType dtype, int64_t rows, int64_t cols
 
 // Writes source rows (float32, row major, `count` of them) as rows [first, first + count) of `to`.
 // `to.data` is host memory here; the packed bytes are then copied to the device as they are.
-// Several threads may pack different rows of one weight.
+// A packed weight (weight_blocks.h) quantises them. Several threads may pack different rows of one
+// weight.
 void PackRows(const Device& device, const Weight& to, int64_t first, int64_t count,
               const float* source);
+
+// The same with rows that are blocks of to.dtype already: their numbers are kept.
+// source: [count, BlockRowBytes(to.dtype, to.cols)]. REQUIRES: IsPacked(to.dtype).
+void PackBlocks(const Device& device, const Weight& to, int64_t first, int64_t count,
+                const std::byte* source);
 
 // ---- A layer ----------------------------------------------------------------------------------
 

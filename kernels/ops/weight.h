@@ -13,7 +13,7 @@ namespace keyline {
 
 struct Weight {
   void* data = nullptr;         // PackedBytes() bytes, device, aligned to 64
-  DType dtype = DType::kF32;    // number format of the elements
+  DType dtype = DType::kF32;    // number format of the elements: a float, or q8_0, q4_1
   int64_t rows = 0;             // outputs
   int64_t cols = 0;             // inputs
   const float* bias = nullptr;  // [rows], device; null = none

@@ -11,6 +11,7 @@
 #include "kernels/cpu/isa/kernel_set.h"
 #include "kernels/cpu/open_cpu.h"
 #include "kernels/ops/ops.h"
+#include "kernels/ops/weight_blocks.h"
 
 namespace keyline {
 namespace {
@@ -168,12 +169,30 @@ const int32_t* Workbench::Ints(const std::vector<int32_t>& values) { return Arra
 
 Weight Workbench::Pack(DType dtype, int64_t rows, int64_t cols, const std::vector<float>& values,
                        const std::vector<float>& bias) {
+  return PackPieces(dtype, rows, cols, bias, [&](const Weight& w, int64_t first, int64_t count) {
+    ops::PackRows(*device_, w, first, count, values.data() + first * cols);
+  });
+}
+
+Weight Workbench::PackBlocks(DType dtype, int64_t rows, int64_t cols,
+                             const std::vector<uint8_t>& blocks, const std::vector<float>& bias) {
+  const int64_t row_bytes = BlockRowBytes(dtype, cols);
+  CHECK_EQ(static_cast<int64_t>(blocks.size()), rows * row_bytes);
+  return PackPieces(dtype, rows, cols, bias, [&](const Weight& w, int64_t first, int64_t count) {
+    ops::PackBlocks(*device_, w, first, count,
+                    reinterpret_cast<const std::byte*>(blocks.data()) + first * row_bytes);
+  });
+}
+
+Weight Workbench::PackPieces(DType dtype, int64_t rows, int64_t cols,
+                             const std::vector<float>& bias,
+                             const std::function<void(const Weight&, int64_t, int64_t)>& pack) {
   // Filled with NaN, so that a pad that packing left alone shows.
   std::vector<uint8_t> packed(ops::PackedBytes(*device_, dtype, rows, cols), 0xff);
   Weight weight = {packed.data(), dtype, rows, cols, nullptr};
   for (int64_t first = 0; first < rows;) {
     const int64_t count = std::min<int64_t>(rows - first, first % 3 == 0 ? 37 : 5);
-    ops::PackRows(*device_, weight, first, count, values.data() + first * cols);
+    pack(weight, first, count);
     first += count;
   }
   weight.data = Array(packed);

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -71,6 +72,9 @@ class Workbench {
   // Packed in pieces of odd sizes, as a loader may do.
   Weight Pack(DType dtype, int64_t rows, int64_t cols, const std::vector<float>& values,
               const std::vector<float>& bias = {});
+  // The same of blocks as files have them (kernels/ops/weight_blocks.h).
+  Weight PackBlocks(DType dtype, int64_t rows, int64_t cols, const std::vector<uint8_t>& blocks,
+                    const std::vector<float>& bias = {});
   template <class T>
   T* Array(const std::vector<T>& values) {
     return static_cast<T*>(Bytes(values.data(), values.size() * sizeof(T)));
@@ -93,6 +97,9 @@ class Workbench {
  private:
   TensorView Upload(DType type, int64_t rows, int64_t cols, const std::vector<float>& values);
   void* Bytes(const void* from, size_t bytes);
+  // Packed by `pack(weight, first, count)` in pieces of odd sizes.
+  Weight PackPieces(DType dtype, int64_t rows, int64_t cols, const std::vector<float>& bias,
+                    const std::function<void(const Weight&, int64_t, int64_t)>& pack);
 
   DType activations_;
   std::unique_ptr<Device> device_;

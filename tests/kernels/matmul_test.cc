@@ -64,6 +64,9 @@ class MatMulTest : public testing::TestWithParam<std::tuple<DeviceUnderTest, DTy
   }
 };
 
+// What holds of packed weights too; their oracle is in packed_matmul_test.cc.
+class MatMulLawTest : public MatMulTest {};
+
 TEST_P(MatMulTest, IsWithinTheErrorOfSummation) {
   for (const Shape& shape : kShapes) {
     SCOPED_TRACE(testing::Message()
@@ -143,7 +146,7 @@ TEST_P(MatMulTest, NormThenProductMatchesTheOracle) {
   }
 }
 
-TEST_P(MatMulTest, NormThenProductIsTheSameToTheBit) {
+TEST_P(MatMulLawTest, NormThenProductIsTheSameToTheBit) {
   if (device().cuda) GTEST_SKIP() << "a law of the CPU; CUDA may scale by the norm afterwards";
   for (const Shape& shape : kShapes) {
     const auto in = RandomFloats(shape.rows * shape.inputs, 5, 3.0f);
@@ -252,7 +255,7 @@ class AllProducts {
   TensorView out_;
 };
 
-TEST_P(MatMulTest, RowsDoNotDependOnTheBatchOrTheThreads) {
+TEST_P(MatMulLawTest, RowsDoNotDependOnTheBatchOrTheThreads) {
   if (device().cuda) GTEST_SKIP() << "to the bit on the CPU alone: a GPU picks its tiles by rows";
   for (const int64_t inputs : {31, 1100}) {  // within a block of the cache, and beyond
     AllProducts one_thread(device(), dtype(), 1, inputs);
@@ -273,7 +276,7 @@ TEST_P(MatMulTest, RowsDoNotDependOnTheBatchOrTheThreads) {
 }
 
 // The same bits on every machine; only native products of bf16 round in their own way.
-TEST_P(MatMulTest, InstructionSetsAgreeToTheBit) {
+TEST_P(MatMulLawTest, InstructionSetsAgreeToTheBit) {
   if (device().cuda) GTEST_SKIP() << "a law of the CPU";
   if (device().isa == "avx512_bf16" && dtype() == DType::kBF16) GTEST_SKIP();
   const DeviceUnderTest scalar = {"cpu_scalar", "scalar"};
@@ -281,7 +284,7 @@ TEST_P(MatMulTest, InstructionSetsAgreeToTheBit) {
             AllProducts(scalar, dtype(), 1, 31).OfRows(0, 9));
 }
 
-TEST_P(MatMulTest, NotANumberStaysInItsRow) {
+TEST_P(MatMulLawTest, NotANumberStaysInItsRow) {
   Workbench bench(device());
   auto in = RandomFloats(5 * 20, 16);
   in[2 * 20 + 7] = NAN;
@@ -307,9 +310,20 @@ std::vector<std::tuple<DeviceUnderTest, DType>> Cases() {
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, MatMulTest, testing::ValuesIn(Cases()), [](const auto& info) {
+std::vector<std::tuple<DeviceUnderTest, DType>> LawCases() {
+  std::vector<std::tuple<DeviceUnderTest, DType>> cases = Cases();
+  for (const DeviceUnderTest& device : DevicesUnderTest()) {
+    for (const DType dtype : {DType::kQ8_0, DType::kQ4_1}) cases.emplace_back(device, dtype);
+  }
+  return cases;
+}
+
+std::string NameOf(const testing::TestParamInfo<std::tuple<DeviceUnderTest, DType>>& info) {
   return std::get<0>(info.param).name + "_" + std::string(Name(std::get<1>(info.param)));
-});
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, MatMulTest, testing::ValuesIn(Cases()), NameOf);
+INSTANTIATE_TEST_SUITE_P(Devices, MatMulLawTest, testing::ValuesIn(LawCases()), NameOf);
 
 }  // namespace
 }  // namespace keyline

@@ -23,16 +23,43 @@ enum class RowFormat : uint8_t {
   kF32,         // floats
   kF32Rounded,  // floats rounded to bf16, an even number of them
   kBF16Pairs,   // bf16, an even number of them
+  kInt8Blocks,  // RowBlocks of 32, the last one filled up with zeros
+};
+
+// How packed weights (kernels/ops/weight_blocks.h) and the rows that meet them lie: blocks of 32
+// inputs, in groups of four, whose products one lane adds up.
+constexpr int kBlockInputs = 32;
+constexpr int kGroupInputs = 4;
+constexpr int kBlockGroups = kBlockInputs / kGroupInputs;
+
+// One block of each of 16 rows of weights. Scales and mins are half precision.
+struct TileBlockQ8 {
+  uint16_t scale[kLanes];
+  int8_t codes[kBlockGroups][kLanes][kGroupInputs];
+};
+struct TileBlockQ4 {
+  uint16_t scale[kLanes];
+  uint16_t min[kLanes];
+  // Low nibbles: group g; high nibbles: group g + 4.
+  uint8_t codes[kBlockGroups / 2][kLanes][kGroupInputs];
+};
+
+// 32 activations: scale * code, the largest being 127 scales.
+struct RowBlock {
+  float scale;
+  float scaled_sum;  // of the codes, times scale
+  int32_t sum;       // of the codes
+  int8_t codes[kBlockInputs];
 };
 
 // c[r][16 * t + lane] (+)= sum over k of a[r][k] * w[t][k][lane], one chain of fused multiply-adds
-// for each output.
+// for each output. Packed weights: a chain over blocks, whose own sums are of integers and exact.
 struct TileArgs {
   const std::byte* a = nullptr;  // rows of activations
   int64_t a_stride = 0;          // bytes from row to row
   const std::byte* w = nullptr;  // first tile of weights, at this block's first step
   int64_t w_stride = 0;          // bytes from tile to tile
-  int64_t steps = 0;             // 64-byte steps: one k (f32 weights) or two (bf16 weights)
+  int64_t steps = 0;             // one k (f32 weights), two (bf16) or 32 (packed)
   int64_t next_offset = 0;       // from the end of this block to the weights read next, in bytes
   float* c = nullptr;
   int64_t c_stride = 0;  // floats from row to row
@@ -68,6 +95,8 @@ struct KernelSet {
   const char* title = "";  // "AVX-512 BF16": for people
   TileKernels f32;         // for float32 weights
   TileKernels bf16;        // for bf16 weights
+  TileKernels q8;          // for packed weights: q8_0
+  TileKernels q4;          // and q4_1
 
   // Writes a row of activations in `format`; where weight is not null, the RMS norm of the row.
   void (*prepare_row)(RowFormat format, void* out, const float* in, int64_t n, const float* weight,

@@ -1,3 +1,4 @@
+#include "kernels/cpu/isa/block_kernels.h"
 #include "kernels/cpu/isa/lanes_avx512.h"
 #include "kernels/cpu/isa/probe_kernels.h"
 #include "kernels/cpu/isa/row_kernels.h"
@@ -12,6 +13,8 @@ extern const KernelSet kAvx512Kernels = {
     .title = "AVX-512",
     .f32 = MakeTileKernels<L, F32Product<L>, 8, 3>(RowFormat::kF32),
     .bf16 = MakeTileKernels<L, WidenedBF16Product<L>, 8, 2>(RowFormat::kF32Rounded),
+    .q8 = MakeBlockKernels<Avx512Ints, Q8Weights, 8>(),
+    .q4 = MakeBlockKernels<Avx512Ints, Q4Weights, 8>(),
     .prepare_row = PrepareRow<L>,
     .finish_row = FinishRow<L>,
     .max_finite = MaxFinite<L>,

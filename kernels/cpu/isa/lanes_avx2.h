@@ -100,5 +100,59 @@ struct Avx2Lanes {
   }
 };
 
+// Integers of eight outputs, four inputs each; see ScalarInts for the operations.
+struct Avx2Ints {
+  static constexpr int kOutputs = 8;
+  using F = __m256;
+  using Bytes = __m256i;
+  using Signed = __m256i;
+  struct SignedSum {
+    __m256i lanes;  // 8 of 32 bits
+  };
+  struct NibbleSum {
+    __m256i pairs;  // 16 of 16 bits: 32 products of a nibble and a byte do not overflow two of them
+  };
+
+  static F Set(float x) { return _mm256_set1_ps(x); }
+  static F Load(const float* p) { return _mm256_loadu_ps(p); }
+  static void Store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  static F LoadHalves(const std::uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F MulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+
+  static Signed LoadSigned(const std::int8_t* p) { return LoadAny(p); }
+  static Bytes LoadBytes(const std::uint8_t* p) { return LoadAny(p); }
+  static Bytes LowNibbles(Bytes pairs) { return _mm256_and_si256(pairs, _mm256_set1_epi8(15)); }
+  static Bytes HighNibbles(Bytes pairs) { return LowNibbles(_mm256_srli_epi16(pairs, 4)); }
+
+  static SignedSum SignedZero(std::int32_t /*row_sum*/) { return {_mm256_setzero_si256()}; }
+  static NibbleSum NibbleZero() { return {_mm256_setzero_si256()}; }
+  // |w| * (a with w's sign): the instruction takes unsigned bytes times signed ones. Two products
+  // are at most 2 * 128 * 127 and fit into 16 bits.
+  static SignedSum DotSigned(SignedSum sum, Signed w, const std::int8_t* a) {
+    const __m256i pairs =
+        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(Broadcast(a), w));
+    return {_mm256_add_epi32(sum.lanes, AddPairs(pairs))};
+  }
+  static NibbleSum DotNibbles(NibbleSum sum, Bytes w, const std::int8_t* a) {
+    return {_mm256_add_epi16(sum.pairs, _mm256_maddubs_epi16(w, Broadcast(a)))};
+  }
+  static F ToFloat(SignedSum sum) { return _mm256_cvtepi32_ps(sum.lanes); }
+  static F ToFloat(NibbleSum sum) { return _mm256_cvtepi32_ps(AddPairs(sum.pairs)); }
+
+ private:
+  static __m256i LoadAny(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
+  static __m256i Broadcast(const std::int8_t* a) {
+    std::int32_t four;
+    __builtin_memcpy(&four, a, sizeof(four));
+    return _mm256_set1_epi32(four);
+  }
+  static __m256i AddPairs(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+};
+
 }  // namespace
 }  // namespace keyline

@@ -67,5 +67,59 @@ struct Avx512Lanes {
   }
 };
 
+// Integers of 16 outputs, four inputs each; see ScalarInts for the operations.
+struct Avx512Ints {
+  static constexpr int kOutputs = 16;
+  using F = __m512;
+  using Bytes = __m512i;
+  using Signed = __m512i;
+  struct SignedSum {
+    __m512i lanes;  // 16 of 32 bits
+  };
+  struct NibbleSum {
+    __m512i pairs;  // 32 of 16 bits: 32 products of a nibble and a byte do not overflow two of them
+  };
+
+  static F Set(float x) { return _mm512_set1_ps(x); }
+  static F Load(const float* p) { return _mm512_loadu_ps(p); }
+  static void Store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static F LoadHalves(const std::uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F MulAdd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static Signed LoadSigned(const std::int8_t* p) { return _mm512_loadu_si512(p); }
+  static Bytes LoadBytes(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+  static Bytes LowNibbles(Bytes pairs) { return _mm512_and_si512(pairs, _mm512_set1_epi8(15)); }
+  static Bytes HighNibbles(Bytes pairs) { return LowNibbles(_mm512_srli_epi16(pairs, 4)); }
+
+  static SignedSum SignedZero(std::int32_t /*row_sum*/) { return {_mm512_setzero_si512()}; }
+  static NibbleSum NibbleZero() { return {_mm512_setzero_si512()}; }
+  // |w| * (a with w's sign): the instruction takes unsigned bytes times signed ones. Two products
+  // are at most 2 * 128 * 127 and fit into 16 bits.
+  static SignedSum DotSigned(SignedSum sum, Signed w, const std::int8_t* a) {
+    const __m512i row = Broadcast(a);
+    const __m512i with_sign =
+        _mm512_mask_sub_epi8(row, _mm512_movepi8_mask(w), _mm512_setzero_si512(), row);
+    const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), with_sign);
+    return {_mm512_add_epi32(sum.lanes, AddPairs(pairs))};
+  }
+  static NibbleSum DotNibbles(NibbleSum sum, Bytes w, const std::int8_t* a) {
+    return {_mm512_add_epi16(sum.pairs, _mm512_maddubs_epi16(w, Broadcast(a)))};
+  }
+  static F ToFloat(SignedSum sum) { return _mm512_cvtepi32_ps(sum.lanes); }
+  static F ToFloat(NibbleSum sum) { return _mm512_cvtepi32_ps(AddPairs(sum.pairs)); }
+
+  static __m512i Broadcast(const std::int8_t* a) {
+    std::int32_t four;
+    __builtin_memcpy(&four, a, sizeof(four));
+    return _mm512_set1_epi32(four);
+  }
+
+ private:
+  static __m512i AddPairs(__m512i pairs) { return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)); }
+};
+
 }  // namespace
 }  // namespace keyline

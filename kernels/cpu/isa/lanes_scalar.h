@@ -102,5 +102,86 @@ struct ScalarLanes {
   static bool Finite(float x) { return (Bits(x) & 0x7f800000u) != 0x7f800000u; }
 };
 
+// Integers of 16 outputs, four inputs each: what block_kernels.h multiplies packed weights with.
+struct ScalarInts {
+  static constexpr int kOutputs = 16;
+  using F = ScalarLanes::V;
+  struct Bytes {
+    std::uint8_t byte[16][4];
+  };
+  struct Signed {
+    std::int8_t byte[16][4];
+  };
+  struct Sum {
+    std::int32_t lane[16];
+  };
+  using SignedSum = Sum;
+  using NibbleSum = Sum;
+
+  static F Set(float x) { return ScalarLanes::Set(x); }
+  static F Load(const float* p) { return ScalarLanes::Load(p); }
+  static void Store(float* p, F v) { ScalarLanes::Store(p, v); }
+  static F LoadHalves(const std::uint16_t* p) {
+    return ScalarLanes::Each([&](int i) { return FromHalf(p[i]); });
+  }
+  static F Mul(F a, F b) { return ScalarLanes::Mul(a, b); }
+  static F MulAdd(F a, F b, F c) { return ScalarLanes::MulAdd(a, b, c); }
+
+  static Signed LoadSigned(const std::int8_t* p) {
+    Signed out;
+    __builtin_memcpy(&out, p, sizeof(out));
+    return out;
+  }
+  static Bytes LoadBytes(const std::uint8_t* p) {
+    Bytes out;
+    __builtin_memcpy(&out, p, sizeof(out));
+    return out;
+  }
+  static Bytes LowNibbles(Bytes pairs) {
+    for (auto& lane : pairs.byte) {
+      for (std::uint8_t& b : lane) b &= 15;
+    }
+    return pairs;
+  }
+  static Bytes HighNibbles(Bytes pairs) {
+    for (auto& lane : pairs.byte) {
+      for (std::uint8_t& b : lane) b >>= 4;
+    }
+    return pairs;
+  }
+  // `row_sum`: the sum of the codes of the row's block, for sets that shift the weights.
+  static SignedSum SignedZero(std::int32_t /*row_sum*/) { return {}; }
+  static NibbleSum NibbleZero() { return {}; }
+  static SignedSum DotSigned(SignedSum sum, const Signed& w, const std::int8_t* a) {
+    return Dot(sum, w.byte, a);
+  }
+  static NibbleSum DotNibbles(NibbleSum sum, const Bytes& w, const std::int8_t* a) {
+    return Dot(sum, w.byte, a);
+  }
+  static F ToFloat(Sum sum) {
+    return ScalarLanes::Each([&](int i) { return static_cast<float>(sum.lane[i]); });
+  }
+
+ private:
+  template <class Code>
+  static Sum Dot(Sum sum, const Code (&w)[16][4], const std::int8_t* a) {
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 4; ++j) sum.lane[i] += w[i][j] * a[j];
+    }
+    return sum;
+  }
+  // No library inline function here: this file is compiled for several instruction sets.
+  static float FromHalf(std::uint16_t half) {
+    const std::uint32_t sign = std::uint32_t{half} << 16 & 0x80000000u;
+    const std::uint32_t magnitude = std::uint32_t{half} << 13 & 0x0fffe000u;
+    const float size = magnitude < 0x00800000u  // subnormal: units of 2^-24
+                           ? static_cast<float>(magnitude >> 13) * 0x1p-24f
+                           : magnitude >= 0x0f800000u
+                                 ? ScalarLanes::FromBits(magnitude | 0x7f800000u)
+                                 : ScalarLanes::FromBits(magnitude + (112u << 23));
+    return ScalarLanes::FromBits(ScalarLanes::Bits(size) | sign);
+  }
+};
+
 }  // namespace
 }  // namespace keyline

@@ -82,20 +82,72 @@ float SumLanes(typename L::V v) {
   return lane[0];
 }
 
+// What the RMS norm of a row multiplies its elements by, before its weights.
+template <class L>
+typename L::V InverseRms(const float* in, int64_t n, float eps) {
+  using V = typename L::V;
+  V squares = L::Set(0.0f);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const V x = L::LoadFirst(in + i, n - i < kLanes ? static_cast<int>(n - i) : kLanes);
+    squares = L::MulAdd(x, x, squares);
+  }
+  const float mean = SumLanes<L>(squares) / static_cast<float>(n);
+  return L::Set(1.0f / __builtin_sqrtf(mean + eps));
+}
+
+// One block of a row as integers. An element is off by at most half a scale, 1/254 of the block's
+// largest. A number that is not finite makes its block NaN.
+template <class L>
+void QuantizeBlock(RowBlock& out, typename L::V first, typename L::V second) {
+  using V = typename L::V;
+  // Below it the reciprocal might overflow, and nothing is lost by calling it zero.
+  constexpr float kLeast = 0x1p-100f;
+  const V zero = L::Set(0.0f);
+  const V largest_of =
+      L::Max(L::Max(first, L::Sub(zero, first)), L::Max(second, L::Sub(zero, second)));
+  float lane[kBlockInputs];
+  L::Store(lane, largest_of);
+  float largest = lane[0];
+  for (int i = 1; i < kLanes; ++i) largest = lane[i] > largest ? lane[i] : largest;
+  const bool finite = L::CountFinite(first) + L::CountFinite(second) == kBlockInputs;
+  const bool nonzero = finite && largest >= kLeast;
+  const V inverse = L::Set(nonzero ? 127.0f / largest : 0.0f);
+  out.scale = finite ? (nonzero ? largest / 127.0f : 0.0f) : __builtin_nanf("");
+  out.sum = 0;
+  L::Store(lane, L::Round(L::Mul(L::IfFinite(first, first, zero), inverse)));
+  L::Store(lane + kLanes, L::Round(L::Mul(L::IfFinite(second, second, zero), inverse)));
+  for (int i = 0; i < kBlockInputs; ++i) {
+    const int code = static_cast<int>(lane[i]);
+    out.codes[i] = static_cast<int8_t>(code);
+    out.sum += code;
+  }
+  out.scaled_sum = out.scale * static_cast<float>(out.sum);
+}
+
+template <class L>
+void PrepareBlocks(RowBlock* out, const float* in, int64_t n, const float* weight, float eps) {
+  using V = typename L::V;
+  const V scale = weight == nullptr ? L::Set(1.0f) : InverseRms<L>(in, n, eps);
+  const auto load = [&](int64_t i) {
+    if (i >= n) return L::Set(0.0f);
+    const int count = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+    const V x = L::LoadFirst(in + i, count);
+    if (weight == nullptr) return x;
+    return L::Mul(L::Mul(x, scale), L::LoadFirst(weight + i, count));
+  };
+  for (int64_t i = 0; i < n; i += kBlockInputs) {
+    QuantizeBlock<L>(*out++, load(i), load(i + kLanes));
+  }
+}
+
 template <class L>
 void PrepareRow(RowFormat format, void* out, const float* in, int64_t n, const float* weight,
                 float eps) {
   using V = typename L::V;
-  V scale = L::Set(1.0f);
-  if (weight != nullptr) {
-    V squares = L::Set(0.0f);
-    for (int64_t i = 0; i < n; i += kLanes) {
-      const V x = L::LoadFirst(in + i, n - i < kLanes ? static_cast<int>(n - i) : kLanes);
-      squares = L::MulAdd(x, x, squares);
-    }
-    const float mean = SumLanes<L>(squares) / static_cast<float>(n);
-    scale = L::Set(1.0f / __builtin_sqrtf(mean + eps));
+  if (format == RowFormat::kInt8Blocks) {
+    return PrepareBlocks<L>(static_cast<RowBlock*>(out), in, n, weight, eps);
   }
+  const V scale = weight == nullptr ? L::Set(1.0f) : InverseRms<L>(in, n, eps);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int count = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
     V x = L::LoadFirst(in + i, count);

@@ -1,9 +1,10 @@
 // Matrix products of the CPU: rows of activations against tiles of 16 outputs.
 //
-// First the rows are prepared (norm, rounding to bf16) into scratch; then threads share out panels
-// of tiles. Within a panel a block of weights small enough for the L2 cache meets all rows of a
-// chunk, a register block at a time; partial sums over the inputs wait in float32, which keeps
-// every output one chain of multiply-adds in the order of its inputs, whatever the number of rows.
+// First the rows are prepared (norm, rounding to what the weights meet) into scratch; then threads
+// share out panels of tiles. Within a panel a block of weights small enough for the L2 cache meets
+// all rows of a chunk, a register block at a time; partial sums over the inputs wait in float32,
+// which keeps every output one chain of multiply-adds in the order of its inputs, whatever the
+// number of rows.
 #include <algorithm>
 #include <array>
 
@@ -14,10 +15,10 @@
 namespace keyline::cpu {
 namespace {
 
-constexpr int64_t kStepBytes = 64;
-constexpr int64_t kBlockSteps = 1024;  // 4 tiles of so many steps are 256 KiB
-constexpr int64_t kStreamRows = 4;     // so few rows are fastest with a single stream of weights
-constexpr int64_t kChunkRows = 64;     // rows whose partial sums a thread keeps at once
+constexpr int64_t kLine = 64;
+constexpr int64_t kBlockBytes = 64 << 10;  // of a tile; 4 of them are 256 KiB
+constexpr int64_t kStreamRows = 4;  // so few rows are fastest with a single stream of weights
+constexpr int64_t kChunkRows = 64;  // rows whose partial sums a thread keeps at once
 
 // Rows of activations as tile kernels want them.
 struct PreparedRows {
@@ -30,14 +31,33 @@ int TilesOf(int64_t outputs) { return static_cast<int>((outputs + kLanes - 1) / 
 
 int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+const TileKernels& TilesFor(const KernelSet& kernels, DType dtype) {
+  switch (dtype) {
+    case DType::kQ8_0:
+      return kernels.q8;
+    case DType::kQ4_1:
+      return kernels.q4;
+    case DType::kF32:
+      return kernels.f32;
+    default:
+      return kernels.bf16;
+  }
+}
+
+// Of a row of activations for one step of the weights.
+int64_t StepBytes(RowFormat format) {
+  if (format == RowFormat::kInt8Blocks) return sizeof(RowBlock);
+  return format == RowFormat::kF32Rounded ? 8 : 4;
+}
+
 // `norm` null: the rows as they are.
 PreparedRows PrepareRows(CpuStream& s, TensorView in, const RmsNorm* norm, const TileKernels& tiles,
                          int64_t steps) {
   const RowFormat format = tiles.row_format;
   PreparedRows rows;
-  rows.step_bytes = format == RowFormat::kF32Rounded ? 8 : 4;
+  rows.step_bytes = StepBytes(format);
   // An odd number of cache lines, so that the rows of a block do not meet in one set of the cache.
-  rows.stride = (RoundUp(steps * rows.step_bytes, kStepBytes) / kStepBytes | 1) * kStepBytes;
+  rows.stride = (RoundUp(steps * rows.step_bytes, kLine) / kLine | 1) * kLine;
   auto* scratch = static_cast<std::byte*>(s.Scratch(in.rows() * rows.stride));
   rows.data = scratch;
   const float* weight = norm == nullptr ? nullptr : norm->weight;
@@ -87,16 +107,17 @@ void MultiplyColumns(const Product& p, int64_t first_tile, int columns, int64_t 
   args.a_stride = p.rows.stride;
   args.w_stride = p.layout.tile_bytes;
   args.c_stride = sums.stride;
-  for (int64_t step = 0; step < p.layout.steps; step += kBlockSteps) {
-    args.steps = std::min(kBlockSteps, p.layout.steps - step);
-    args.w = weights + first_tile * p.layout.tile_bytes + step * kStepBytes;
+  const int64_t block_steps = kBlockBytes / p.layout.step_bytes;
+  for (int64_t step = 0; step < p.layout.steps; step += block_steps) {
+    args.steps = std::min(block_steps, p.layout.steps - step);
+    args.w = weights + first_tile * p.layout.tile_bytes + step * p.layout.step_bytes;
     args.first = step == 0;
     const bool last_block = step + args.steps == p.layout.steps;
     for (int64_t row = 0; row < rows; row += p.tiles->rows) {
       const int64_t block = std::min<int64_t>(p.tiles->rows, rows - row);
       // After the last rows come the next weights, otherwise the same again.
       if (row + block < rows) {
-        args.next_offset = -args.steps * kStepBytes;
+        args.next_offset = -args.steps * p.layout.step_bytes;
       } else {
         args.next_offset = last_block ? (columns - 1) * p.layout.tile_bytes : 0;
       }
@@ -149,7 +170,7 @@ void Multiply(CpuStream& s, TensorView out, TensorView in, const RmsNorm* norm, 
   if (in.rows() == 0) return;
   Product p;
   p.kernels = &s.kernels();
-  p.tiles = w.dtype == DType::kF32 ? &p.kernels->f32 : &p.kernels->bf16;
+  p.tiles = &TilesFor(*p.kernels, w.dtype);
   p.layout = LayoutOf(w.dtype, w.rows, w.cols);
   p.rows = PrepareRows(s, in, norm, *p.tiles, p.layout.steps);
   p.out = out;

@@ -4,11 +4,16 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
+
+#include "kernels/cpu/isa/kernel_set.h"
+#include "kernels/device/half.h"
+#include "kernels/ops/weight_blocks.h"
 
 namespace keyline::cpu {
 namespace {
 
-constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileRows = kLanes;
 constexpr int64_t kStepBytes = 64;
 
 uint16_t ToBF16(float x) {
@@ -73,15 +78,88 @@ void PackTiles(const Weight& to, int64_t first, int64_t count, const float* sour
   }
 }
 
+// One row's block among those of its tile.
+void PutBlock(TileBlockQ8& to, int64_t lane, const BlockQ8& from) {
+  to.scale[lane] = from.scale;
+  for (int g = 0; g < kBlockGroups; ++g) {
+    std::memcpy(to.codes[g][lane], from.codes + g * kGroupInputs, kGroupInputs);
+  }
+}
+
+void PutBlock(TileBlockQ4& to, int64_t lane, const BlockQ4& from) {
+  to.scale[lane] = from.scale;
+  to.min[lane] = from.min;
+  for (int g = 0; g < kBlockGroups / 2; ++g) {
+    std::memcpy(to.codes[g][lane], from.codes + g * kGroupInputs, kGroupInputs);
+  }
+}
+
+template <class TileBlock, class Block>
+void PutRows(const Weight& to, int64_t first, int64_t count, const std::byte* source) {
+  const int64_t blocks = BlocksOf(to.cols);
+  auto* const tiles = static_cast<TileBlock*>(to.data);
+  const auto put = [&](int64_t row, int64_t b, const Block& block) {
+    PutBlock(tiles[row / kTileRows * blocks + b], row % kTileRows, block);
+  };
+  for (int64_t row = 0; row < count; ++row) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      Block block;
+      std::memcpy(&block, source + (row * blocks + b) * sizeof(Block), sizeof(Block));
+      put(first + row, b, block);
+    }
+  }
+  if (first + count != to.rows) return;
+  for (int64_t row = to.rows; row % kTileRows != 0; ++row) {  // lanes without a row
+    for (int64_t b = 0; b < blocks; ++b) put(row, b, Block{});
+  }
+}
+
+void UnpackQ8(const TileBlockQ8* blocks, int64_t lane, int64_t cols, float scale, float* out) {
+  for (int64_t k = 0; k < cols; ++k) {
+    const TileBlockQ8& block = blocks[k / kWeightBlock];
+    const int64_t i = k % kWeightBlock;
+    const int code = block.codes[i / kGroupInputs][lane][i % kGroupInputs];
+    out[k] = FromHalf(block.scale[lane]) * static_cast<float>(code) * scale;
+  }
+}
+
+void UnpackQ4(const TileBlockQ4* blocks, int64_t lane, int64_t cols, float scale, float* out) {
+  for (int64_t k = 0; k < cols; ++k) {
+    const TileBlockQ4& block = blocks[k / kWeightBlock];
+    const int64_t i = k % (kWeightBlock / 2);
+    const int pair = block.codes[i / kGroupInputs][lane][i % kGroupInputs];
+    const int code = k % kWeightBlock < kWeightBlock / 2 ? pair & 15 : pair >> 4;
+    out[k] = (FromHalf(block.scale[lane]) * static_cast<float>(code) + FromHalf(block.min[lane])) *
+             scale;
+  }
+}
+
 }  // namespace
 
 WeightLayout LayoutOf(DType dtype, int64_t rows, int64_t cols) {
-  CHECK(dtype == DType::kF32 || dtype == DType::kBF16)
-      << "the CPU computes with weights of f32 or bf16, not " << Name(dtype);
   WeightLayout layout;
   layout.tiles = (rows + kTileRows - 1) / kTileRows;
-  layout.steps = dtype == DType::kF32 ? cols : (cols + 1) / 2;
-  layout.tile_bytes = layout.steps * kStepBytes;
+  switch (dtype) {
+    case DType::kF32:
+      layout.steps = cols;
+      layout.step_bytes = kStepBytes;
+      break;
+    case DType::kBF16:
+      layout.steps = (cols + 1) / 2;
+      layout.step_bytes = kStepBytes;
+      break;
+    case DType::kQ8_0:
+      layout.steps = BlocksOf(cols);
+      layout.step_bytes = sizeof(TileBlockQ8);
+      break;
+    case DType::kQ4_1:
+      layout.steps = BlocksOf(cols);
+      layout.step_bytes = sizeof(TileBlockQ4);
+      break;
+    default:
+      LOG(FATAL) << "the CPU computes with weights of f32, bf16, q8_0 or q4_1, not " << Name(dtype);
+  }
+  layout.tile_bytes = layout.steps * layout.step_bytes;
   return layout;
 }
 
@@ -94,7 +172,17 @@ void PackRows(const Weight& to, int64_t first, int64_t count, const float* sourc
   if (to.dtype == DType::kF32) {
     PackTiles<float>(to, first, count, source);
   } else {
+    CHECK(to.dtype == DType::kBF16) << Name(to.dtype);
     PackTiles<uint16_t>(to, first, count, source);
+  }
+}
+
+void PackBlocks(const Weight& to, int64_t first, int64_t count, const std::byte* source) {
+  if (to.dtype == DType::kQ8_0) {
+    PutRows<TileBlockQ8, BlockQ8>(to, first, count, source);
+  } else {
+    CHECK(to.dtype == DType::kQ4_1) << Name(to.dtype);
+    PutRows<TileBlockQ4, BlockQ4>(to, first, count, source);
   }
 }
 
@@ -103,6 +191,12 @@ void UnpackRow(const Weight& from, int64_t row, float scale, float* out) {
   const std::byte* tile =
       static_cast<const std::byte*>(from.data) + row / kTileRows * layout.tile_bytes;
   const int64_t lane = row % kTileRows;
+  if (from.dtype == DType::kQ8_0) {
+    return UnpackQ8(reinterpret_cast<const TileBlockQ8*>(tile), lane, from.cols, scale, out);
+  }
+  if (from.dtype == DType::kQ4_1) {
+    return UnpackQ4(reinterpret_cast<const TileBlockQ4*>(tile), lane, from.cols, scale, out);
+  }
   if (from.dtype == DType::kF32) {
     const float* p = reinterpret_cast<const float*>(tile) + lane;
     for (int64_t k = 0; k < from.cols; ++k) out[k] = p[k * kTileRows] * scale;

@@ -6,21 +6,10 @@
 #include <bit>
 #include <cstring>
 
+#include "kernels/device/half.h"
+
 namespace keyline {
 namespace {
-
-// Branch-free, so that loops over it vectorise: both the normal and the subnormal reading are
-// computed and one is taken. Infinities and NaNs come out as such.
-float FromHalf(uint16_t half) {
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  const uint32_t sign = bits & 0x80000000u;
-  const uint32_t magnitude = bits << 1;
-  const float normal = std::bit_cast<float>((magnitude >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
-  const float subnormal = std::bit_cast<float>((magnitude >> 17) | (126u << 23)) - 0.5f;
-  const uint32_t value =
-      magnitude < (1u << 27) ? std::bit_cast<uint32_t>(subnormal) : std::bit_cast<uint32_t>(normal);
-  return std::bit_cast<float>(sign | value);
-}
 
 float FromBf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
