@@ -17,6 +17,7 @@ namespace {
 constexpr OpTable kCudaOps = {
     .packed_bytes = PackedBytes,
     .pack_rows = PackRows,
+    .pack_blocks = PackBlocks,
     .embed = Embed,
     .norm = Norm,
     .matmul = MatMul,

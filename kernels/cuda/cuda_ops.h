@@ -18,6 +18,7 @@ namespace keyline::cuda {
 // matmul/
 size_t PackedBytes(DType dtype, int64_t rows, int64_t cols);
 void PackRows(const Weight& to, int64_t first, int64_t count, const float* source);
+void PackBlocks(const Weight& to, int64_t first, int64_t count, const std::byte* source);
 void MatMul(Stream& s, TensorView out, TensorView in, const Weight& w);
 void MatMulAdd(Stream& s, TensorView out, TensorView in, const Weight& w);
 void NormMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w);

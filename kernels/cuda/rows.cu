@@ -6,10 +6,12 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device_check.cuh"
+#include "kernels/cuda/matmul/packed_weights.cuh"
 #include "kernels/cuda/matmul/weight_layout.h"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/rms_norm.cuh"
+#include "kernels/ops/weight_blocks.h"
 
 namespace keyline::cuda {
 namespace {
@@ -30,6 +32,19 @@ __global__ void EmbedKernel(To* out, int64_t out_stride, const int32_t* ids, con
 #pragma unroll
     for (int j = 0; j < kCount; ++j) result.value[j] = FromFloat<To>(ToFloat(in.value[j]) * scale);
     *reinterpret_cast<Run<To, kCount>*>(to + i) = result;
+  }
+}
+
+// The same of a packed table.
+template <class To, class Tile>
+__global__ void EmbedPackedKernel(To* out, int64_t out_stride, const int32_t* ids,
+                                  const Tile* table, int64_t rows, int64_t cols, float scale) {
+  const int64_t token = blockIdx.x;
+  const int32_t id = ids[token];
+  DeviceCheck(id >= 0 && id < rows);
+  for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
+    out[token * out_stride + i] =
+        FromFloat<To>(PackedElement(table, PackedTilesOf(cols), id, i) * scale);
   }
 }
 
@@ -84,6 +99,19 @@ struct Type {
 void Embed(Stream& s, TensorView hidden, const Batch& batch, const Weight& table, float scale) {
   const int threads = ThreadsFor(table.cols);
   const int64_t ld = PaddedCols(table.cols);
+  if (IsPacked(table.dtype)) {
+    DispatchFloat(hidden.dtype, [&](auto to) {
+      using To = decltype(to);
+      DispatchPacked(table.dtype, [&](auto lane) {
+        using Tile = typename decltype(lane)::Tile;
+        EmbedPackedKernel<<<batch.tokens, threads, 0, Native(s)>>>(
+            hidden.as<To>(), hidden.strides[0], batch.token_ids,
+            static_cast<const Tile*>(table.data), table.rows, table.cols, scale);
+      });
+    });
+    CUDA_CHECK(cudaGetLastError());
+    return;
+  }
   DispatchFloat(hidden.dtype, [&](auto to) {
     DispatchFloat(table.dtype, [&](auto from) {
       using To = decltype(to);

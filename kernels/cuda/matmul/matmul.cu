@@ -1,11 +1,15 @@
 // The products of a model: our own kernels for few rows, cuBLASLt for many.
+#include <algorithm>
+
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/matmul/activate.cuh"
 #include "kernels/cuda/matmul/product.h"
+#include "kernels/cuda/matmul/weight_layout.h"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/rms_norm.cuh"
+#include "kernels/ops/weight_blocks.h"
 
 namespace keyline::cuda {
 namespace {
@@ -54,29 +58,55 @@ __global__ void Gate(T* out, int64_t stride, const T* sums, int64_t inner, const
   *reinterpret_cast<Run<T, kCount>*>(out + blockIdx.x * stride + n) = result;
 }
 
-// Norm, product and gate apart, in what order the number of rows asks for.
-void Multiply(Stream& s, Product p) {
+// What MultiplyPlain needs of scratch memory.
+struct ScratchPlan {
+  size_t normed = 0;
+  size_t sums = 0;  // what a large product leaves to the kernel that adds the bias or the gate
+};
+
+DType SumsType(const Product& p) { return p.gated ? p.in.dtype : DType::kF32; }
+
+bool Finishes(const Product& p) {
+  return p.in.rows() > kSmallRows && (p.gated || p.w.bias != nullptr);
+}
+
+size_t NormedBytes(const Product& p) {
+  return p.norm_weight != nullptr ? RoundUp(BytesOf(p.in.dtype, p.in.rows() * p.in.cols())) : 0;
+}
+
+ScratchPlan PlanOf(const Product& p) {
+  if (TakesSkinny(p)) return {};
+  const int64_t rows = p.in.rows();
+  if (p.w.dtype == DType::kF32 && rows <= kSmallRows) return {};
+  return {.normed = NormedBytes(p),
+          .sums = Finishes(p) ? BytesOf(SumsType(p), rows * p.w.rows) : 0};
+}
+
+// p.in normed into `scratch`.
+Product Normed(Stream& s, Product p, std::byte* scratch) {
+  const TensorView normed = MakeView(scratch, p.in.dtype, {p.in.rows(), p.in.cols()});
+  Norm(s, normed, p.in, {p.norm_weight, p.eps});
+  p.in = normed;
+  p.norm_weight = nullptr;
+  return p;
+}
+
+// Norm, product and gate apart, in what order the number of rows asks for. scratch: what PlanOf
+// says.
+void MultiplyPlain(Stream& s, Product p, std::byte* scratch) {
   CHECK(p.in.dtype == p.w.dtype) << Name(p.in.dtype) << " rows, " << Name(p.w.dtype) << " weights";
   if (TakesSkinny(p)) return SkinnyProduct(s, p);
   const int64_t rows = p.in.rows();
   if (p.w.dtype == DType::kF32 && rows <= kSmallRows) return SmallProduct(s, p);
 
-  const size_t normed_bytes =
-      p.norm_weight != nullptr ? RoundUp(BytesOf(p.in.dtype, rows * p.in.cols())) : 0;
-  // What a large product leaves to the kernel that adds the bias or multiplies by the gate.
-  const DType sums_type = p.gated ? p.in.dtype : DType::kF32;
-  const bool finishes = rows > kSmallRows && (p.gated || p.w.bias != nullptr);
-  const size_t sums_bytes = finishes ? BytesOf(sums_type, rows * p.w.rows) : 0;
-  auto* scratch = static_cast<std::byte*>(Scratch(s, normed_bytes + sums_bytes));
+  const size_t normed_bytes = NormedBytes(p);
+  const DType sums_type = SumsType(p);
   if (p.norm_weight != nullptr) {
-    const TensorView normed = MakeView(scratch, p.in.dtype, {rows, p.in.cols()});
-    Norm(s, normed, p.in, {p.norm_weight, p.eps});
-    p.in = normed;
-    p.norm_weight = nullptr;
+    p = Normed(s, p, scratch);
     if (TakesSkinny(p)) return SkinnyProduct(s, p);
   }
   if (rows <= kSmallRows) return SmallProduct(s, p);
-  if (!finishes) return LargeProduct(s, p.out, p.in, p.w, p.add);
+  if (!Finishes(p)) return LargeProduct(s, p.out, p.in, p.w, p.add);
   const TensorView sums = MakeView(scratch + normed_bytes, sums_type, {rows, p.w.rows});
   LargeProduct(s, sums, p.in, p.w, /*add=*/false);
   if (!p.gated) {
@@ -99,6 +129,86 @@ void Multiply(Stream& s, Product p) {
     });
   }
   CUDA_CHECK(cudaGetLastError());
+}
+
+// Outputs that are dequantised at a time: whole tiles, and runs of 16 bytes of what comes out.
+constexpr int64_t kPieceOutputs = 64;
+constexpr size_t kPieceBytes = size_t{64} << 20;
+
+// The product of outputs [first, first + count) of `p` alone, but for its weight.
+Product PieceOf(const Product& p, int64_t first, int64_t count) {
+  Product piece = p;
+  piece.out = p.out.Columns(first, count);
+  piece.w.dtype = p.in.dtype;
+  piece.w.rows = p.gated ? 2 * count : count;
+  if (p.w.bias != nullptr) piece.w.bias = p.w.bias + first;
+  return piece;
+}
+
+// By way of plain weights, some outputs at a time. Scratch memory: normed rows, the piece's
+// weights, its biases where a gate's and those of its up projection lie apart, what its product
+// needs.
+void MultiplyDequantized(Stream& s, Product p) {
+  const int64_t outputs = p.out.cols();
+  const int halves = p.gated ? 2 : 1;
+  const size_t row_bytes = BytesOf(p.in.dtype, PaddedCols(p.w.cols)) * halves;
+  const auto fits = static_cast<int64_t>(kPieceBytes / row_bytes) / kPieceOutputs * kPieceOutputs;
+  const int64_t most = std::min(outputs, std::max(kPieceOutputs, fits));
+  const size_t normed = NormedBytes(p);
+  const size_t weights = RoundUp(most * row_bytes);
+  const bool gathers = p.gated && p.w.bias != nullptr;
+  const size_t biases = gathers ? RoundUp(most * halves * sizeof(float)) : 0;
+  Product of_piece = PieceOf(p, 0, most);
+  of_piece.norm_weight = nullptr;
+  const ScratchPlan plan = PlanOf(of_piece);
+  auto* scratch = static_cast<std::byte*>(Scratch(s, normed + weights + biases + plan.sums));
+  if (p.norm_weight != nullptr) p = Normed(s, p, scratch);
+  std::byte* const piece_weights = scratch + normed;
+  auto* const piece_biases = reinterpret_cast<float*>(piece_weights + weights);
+  for (int64_t first = 0; first < outputs; first += most) {
+    const int64_t count = std::min(most, outputs - first);
+    Product piece = PieceOf(p, first, count);
+    piece.w.data = piece_weights;
+    for (int half = 0; half < halves; ++half) {
+      const int64_t from = first + half * outputs;
+      Dequantize(s, piece_weights + half * count * (row_bytes / halves), p.in.dtype, p.w, from,
+                 count);
+      if (gathers) {
+        CUDA_CHECK(cudaMemcpyAsync(piece_biases + half * count, p.w.bias + from,
+                                   count * sizeof(float), cudaMemcpyDeviceToDevice, Native(s)));
+      }
+    }
+    if (gathers) piece.w.bias = piece_biases;
+    MultiplyPlain(s, piece, piece_weights + weights + biases);
+  }
+}
+
+void MultiplyPacked(Stream& s, const Product& p) {
+  if (TakesPacked(p)) return PackedProduct(s, p);
+  const int64_t rows = p.in.rows();
+  if (rows == 0) return;
+  const auto group = [&](const Product& all, int64_t first) {
+    const int64_t count = std::min<int64_t>(kSkinnyRows, rows - first);
+    Product some = all;
+    some.in = all.in.Rows(first, count);
+    some.out = all.out.Rows(first, count);
+    some.norm_weight = nullptr;
+    return some;
+  };
+  if (rows > kPackedSkinnyRows || !TakesPacked(group(p, 0))) return MultiplyDequantized(s, p);
+  const Product normed = p.norm_weight == nullptr
+                             ? p
+                             : Normed(s, p, static_cast<std::byte*>(Scratch(s, NormedBytes(p))));
+  for (int64_t first = 0; first < rows; first += kSkinnyRows) {
+    PackedProduct(s, group(normed, first));
+  }
+}
+
+void Multiply(Stream& s, const Product& p) {
+  if (IsPacked(p.w.dtype)) return MultiplyPacked(s, p);
+  const ScratchPlan plan = PlanOf(p);
+  const size_t bytes = plan.normed + plan.sums;
+  MultiplyPlain(s, p, bytes == 0 ? nullptr : static_cast<std::byte*>(Scratch(s, bytes)));
 }
 
 }  // namespace

@@ -12,8 +12,11 @@ namespace keyline::cuda {
 // without.
 constexpr int kSkinnyRows = 32;
 constexpr int kSmallRows = 16;
+// Rows up to which packed weights are read anew for every kSkinnyRows, rather than dequantised.
+constexpr int kPackedSkinnyRows = 64;
 
-// out = in * w^T, in the weight's format throughout; out may be float32 besides.
+// out = in * w^T, in the weight's format throughout; out may be float32 besides. A packed weight
+// takes activations of any float.
 struct Product {
   TensorView out;
   TensorView in;
@@ -33,6 +36,15 @@ void SmallProduct(Stream& s, const Product& product);
 // rows that begin at multiples of 16 bytes.
 bool TakesSkinny(const Product& product);
 void SkinnyProduct(Stream& s, const Product& product);
+
+// packed_matmul.cu: the same with packed weights, bf16 or f16 activations; what it is gated by
+// comes in whole tiles.
+bool TakesPacked(const Product& product);
+void PackedProduct(Stream& s, const Product& product);
+
+// packed_matmul.cu: rows [first, first + count) of a packed weight as a plain one of `dtype`.
+// out: [count, PaddedCols(w.cols)].
+void Dequantize(Stream& s, void* out, DType dtype, const Weight& w, int64_t first, int64_t count);
 
 // large_matmul.cc, cuBLASLt: out = in * w^T, or added to out; no norm, bias or gate.
 void LargeProduct(Stream& s, TensorView out, TensorView in, const Weight& w, bool add);

@@ -1,0 +1,206 @@
+// What the kernels of few rows on tensor cores share: skinny_matmul.cu, whose weights are bf16 or
+// f16, and packed_matmul.cu, whose weights are integers. Both have the weights as the rows of the
+// multiplication (16 outputs a tile) and the activations as its columns, so that few rows of
+// activations waste little; a block has one tile or a few; its warps share the inputs, 64 at a
+// time, and add up at the end. Which of 32 inputs stands where in the multiplication does not
+// matter as long as both sides agree, so a lane takes eight consecutive ones.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/matmul/activate.cuh"
+#include "kernels/cuda/matmul/product.h"
+#include "kernels/cuda/matmul/weight_layout.h"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+namespace keyline::cuda::skinny {
+
+constexpr int kTileRows = 16;  // outputs of a tile
+constexpr int kStep = 32;      // inputs of a warp at a time
+constexpr int kBlock = 64;     // inputs that it loads at a time
+constexpr int kStepsOfBlock = kBlock / kStep;
+constexpr int kMostWarps = 8;
+
+struct Arguments {
+  void* out;
+  int64_t out_stride;
+  const void* in;
+  int64_t in_stride;
+  const void* weight;
+  const float* bias;
+  const float* norm_weight;
+  float eps;
+  int rows;         // of activations
+  int64_t cols;     // inputs
+  int64_t padded;   // the same in the weight
+  int64_t outputs;  // rows of the weight
+  bool float_out;   // out is float32
+  bool add;
+  bool gated;
+  Activation activation;
+};
+
+inline Arguments ArgumentsOf(const Product& p) {
+  return {.out = p.out.data,
+          .out_stride = p.out.strides[0],
+          .in = p.in.data,
+          .in_stride = p.in.strides[0],
+          .weight = p.w.data,
+          .bias = p.w.bias,
+          .norm_weight = p.norm_weight,
+          .eps = p.eps,
+          .rows = static_cast<int>(p.in.rows()),
+          .cols = p.w.cols,
+          .padded = PaddedCols(p.w.cols),
+          .outputs = p.w.rows,
+          .float_out = p.out.dtype == DType::kF32,
+          .add = p.add,
+          .gated = p.gated,
+          .activation = p.activation};
+}
+
+// What a lane multiplies its weights with in a few blocks of inputs: of each step eight inputs of
+// column lane / 4 of every tile of columns, zeros where there is no such row or input.
+template <class T, int kColumns, bool kNorm>
+struct Activations {
+  static constexpr int kBlocks = kColumns == 1 && !kNorm ? 2 : 1;
+  uint4 x[kBlocks][kStepsOfBlock][kColumns];
+  float4 scale[kNorm ? kBlocks : 1][kStepsOfBlock][2];  // weights of the norm
+
+  __device__ void Load(const Arguments& a, int first, int blocks, int warps) {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int g = 0; g < kBlocks; ++g) {
+#pragma unroll
+      for (int h = 0; h < kStepsOfBlock; ++h) {
+        const int block = (first + g) * warps + threadIdx.x / kWarp;
+        const int at = block * kBlock + h * kStep + lane % 4 * 8;
+        const bool inside = first + g < blocks && at < a.cols;
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          const int row = c * 8 + lane / 4;
+          x[g][h][c] = make_uint4(0, 0, 0, 0);
+          if (inside && row < a.rows) {
+            x[g][h][c] = *reinterpret_cast<const uint4*>(static_cast<const T*>(a.in) +
+                                                         row * a.in_stride + at);
+          }
+        }
+        if (kNorm) scale[g][h][0] = scale[g][h][1] = make_float4(0, 0, 0, 0);
+        if (kNorm && inside) {
+          scale[g][h][0] = *reinterpret_cast<const float4*>(a.norm_weight + at);
+          scale[g][h][1] = *reinterpret_cast<const float4*>(a.norm_weight + at + 4);
+        }
+      }
+    }
+  }
+
+  // Multiplies a step by the weights of the norm and adds the squares of what it was.
+  __device__ void Scale(int g, int h, float& squares) {
+    const auto values = *reinterpret_cast<const Pack<T>*>(&x[g][h][0]);
+    const float4(&by4)[2] = scale[g][h];
+    const float by[8] = {by4[0].x, by4[0].y, by4[0].z, by4[0].w,
+                         by4[1].x, by4[1].y, by4[1].z, by4[1].w};
+    float normed[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float value = ToFloat(values.value[j]);
+      squares = fmaf(value, value, squares);
+      normed[j] = value * by[j];
+    }
+    x[g][h][0] = make_uint4(PackTwo<T>(normed[0], normed[1]), PackTwo<T>(normed[2], normed[3]),
+                            PackTwo<T>(normed[4], normed[5]), PackTwo<T>(normed[6], normed[7]));
+  }
+};
+
+// Adds up the warps' sums, in `shared` of SumsBytes, and writes the tiles' outputs.
+// REQUIRES: all threads of the block are here, and none uses `shared` any more but through its own
+// copies.
+template <class T, int kColumns, int kTiles, bool kNorm>
+__device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t first_tile,
+                            const float (&sum)[kTiles][kColumns][4], float squares) {
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  const int warps = blockDim.x / kWarp;
+  const int64_t half = a.gated ? a.outputs / 2 : 0;
+  // The warps' sums: [warps][tiles][rows of activations][16], then squares [warps][8].
+  __syncthreads();
+  float* const sums = reinterpret_cast<float*>(shared);
+  constexpr int kTileSums = kColumns * 8 * kTileRows;
+  constexpr int kSums = kTiles * kTileSums;  // of a warp
+  float* const all_squares = sums + warps * kSums;
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int column = c * 8 + lane % 4 * 2 + j % 2;
+        const int at = column * kTileRows + lane / 4 + j / 2 * 8;
+        sums[warp * kSums + t * kTileSums + at] = sum[t][c][j];
+      }
+    }
+  }
+  if (kNorm) {
+    squares += __shfl_xor_sync(kAllLanes, squares, 1);
+    squares += __shfl_xor_sync(kAllLanes, squares, 2);
+    if (lane % 4 == 0) all_squares[warp * 8 + lane / 4] = squares;
+  }
+  __syncthreads();
+  const int outputs = a.gated ? 8 : kTileRows;  // of a tile
+  for (int i = threadIdx.x; i < a.rows * kTiles * outputs; i += blockDim.x) {
+    const int m = i / (kTiles * outputs);
+    const int t = i / outputs % kTiles;
+    const int r = i % outputs;
+    const int64_t n = (first_tile + t) * outputs + r;
+    if (n >= (a.gated ? half : a.outputs)) continue;
+    float scale = 1;
+    if (kNorm) {
+      float square = 0;
+      for (int w = 0; w < warps; ++w) square += all_squares[w * 8 + m];
+      scale = 1.0f / sqrtf(square / static_cast<float>(a.cols) + a.eps);
+    }
+    const auto total = [&](int row, int64_t output) {
+      float x = 0;
+      for (int w = 0; w < warps; ++w) x += sums[w * kSums + t * kTileSums + m * kTileRows + row];
+      return x * scale + (a.bias != nullptr ? a.bias[output] : 0.0f);
+    };
+    float value = total(r, n);
+    if (a.gated) value = Activate(a.activation, value) * total(r + 8, half + n);
+    const int64_t at = m * a.out_stride + n;
+    if (a.float_out) {
+      float* out = static_cast<float*>(a.out) + at;
+      *out = a.add ? *out + value : value;
+    } else {
+      T* out = static_cast<T*>(a.out) + at;
+      *out = FromFloat<T>(a.add ? ToFloat(*out) + value : value);
+    }
+  }
+}
+
+constexpr size_t SumsBytes(int warps, int tiles, int columns) {
+  return size_t(warps) * (tiles * columns * 8 * kTileRows + 8) * sizeof(float);
+}
+
+inline int64_t TilesOf(const Arguments& a) {
+  return a.gated ? (a.outputs / 2 + 7) / 8 : (a.outputs + kTileRows - 1) / kTileRows;
+}
+
+// Few tiles need more warps each to keep the memory busy. By the shape of the weight alone: the
+// order of the sums depends on it. (How many tiles a block has does not change it.)
+inline int WarpsFor(Stream& s, int64_t tiles) {
+  return tiles <= 2 * Multiprocessors(s) ? kMostWarps : kMostWarps / 2;
+}
+
+// Whether the rows of activations begin where vectors do, and are few enough.
+inline bool TakesRows(const Product& p) {
+  const int64_t rows = p.in.rows();
+  return p.in.dtype != DType::kF32 && rows <= (p.norm_weight != nullptr ? 8 : kSkinnyRows) &&
+         p.w.cols % 8 == 0 && p.in.strides[0] % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(p.in.data) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(p.norm_weight) % 16 == 0;
+}
+
+}  // namespace keyline::cuda::skinny
