@@ -52,6 +52,16 @@ class WeightSource {
 // REQUIRES: rows in range.
 absl::Status ReadRows(const SourceTensor& tensor, int64_t first, int64_t count, float* out);
 
+// Whether a tensor of type `stored` has blocks of `format` (kQ8_0 or kQ4_1), or some that are the
+// same numbers in other words: q4_0 is q4_1 with a min of -8 scales.
+bool HasBlocksOf(DType stored, DType format);
+
+// Rows [first, first + count) as blocks of `format`, every number kept.
+// out: [count, cols / 32 blocks]. DATA_LOSS as above; INVALID_ARGUMENT where a scale of q4_0 is so
+// large that -8 of it is beyond half precision. REQUIRES: HasBlocksOf(tensor.dtype, format).
+absl::Status ReadBlockRows(const SourceTensor& tensor, DType format, int64_t first, int64_t count,
+                           std::byte* out);
+
 // All bytes of the tensor as they are stored. out: [tensor.bytes]. DATA_LOSS as above.
 absl::Status ReadBytes(const SourceTensor& tensor, std::byte* out);
 

@@ -2,9 +2,12 @@
 
 #include <glog/logging.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <iterator>
 
 #include "kernels/device/half.h"
 
@@ -226,6 +229,22 @@ void DequantizeRow(DType dtype, const std::byte* in, int64_t elements, float* ou
       break;
   }
   LOG(FATAL) << "not a float or block type: " << Name(dtype);
+}
+
+bool RewriteQ4_0(const std::byte* in, int64_t elements, std::byte* out) {
+  CHECK_EQ(elements % 32, 0);
+  for (int64_t i = 0; i < elements / 32; ++i) {
+    Q4_0 from;
+    std::memcpy(&from, in + i * sizeof(from), sizeof(from));
+    Q4_1 to;
+    to.scale = from.scale;
+    const float min = -8 * FromHalf(from.scale);
+    to.min = ToHalf(min);
+    if (std::isfinite(min) && !std::isfinite(FromHalf(to.min))) return false;
+    std::copy(std::begin(from.quants), std::end(from.quants), to.quants);
+    std::memcpy(out + i * sizeof(to), &to, sizeof(to));
+  }
+  return true;
 }
 
 }  // namespace keyline

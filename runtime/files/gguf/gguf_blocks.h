@@ -18,4 +18,8 @@ bool CanDequantize(DType dtype);
 // REQUIRES: CanDequantize(dtype); elements is a multiple of the type's block.
 void DequantizeRow(DType dtype, const std::byte* in, int64_t elements, float* out);
 
+// q4_0 as q4_1: scale * (q - 8) = scale * q + min with min = -8 scale, which half precision holds
+// exactly. False where it is beyond its range. REQUIRES: elements is a multiple of 32.
+bool RewriteQ4_0(const std::byte* in, int64_t elements, std::byte* out);
+
 }  // namespace keyline
