@@ -47,6 +47,7 @@ absl::Status CheckValues(const std::string& path, const LaunchOptions& o) {
   limits.Within("max_pass_tokens", o.max_pass_tokens, 0, 1 << 20);
   limits.Within("pipeline_depth", o.pipeline_depth, 0, 1024);
   limits.OneOf("dtype", o.dtype, {"auto", "f32", "bf16"});
+  limits.OneOf("weight_storage", o.weight_storage, WeightStorageChoices());
   limits.OneOf("offload", o.offload, {"auto", "none", "all"});
   limits.OneOf("transport", o.transport, {"auto", "host", "nccl"});
   limits.OneOf("cache.policy", o.kv.policy, CachePolicyNames());
@@ -113,6 +114,7 @@ absl::Status ApplyDeployment(const std::string& path, LaunchOptions& o) {
   if (d.has_ranks()) o.ranks = d.ranks();
   if (d.device_size() > 0) o.device = absl::StrJoin(d.device(), ",");
   if (d.has_dtype()) o.dtype = d.dtype();
+  if (d.has_weight_storage()) o.weight_storage = d.weight_storage();
   if (d.has_threads()) o.threads = d.threads();
   if (d.has_deterministic()) o.deterministic = d.deterministic();
   if (d.has_lanes()) o.lanes = d.lanes();

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
 #include "runtime/cache/cache_registry.h"
+#include "runtime/weights/weight_storage.h"
 
 namespace keyline {
 
@@ -22,6 +23,12 @@ CLI::Option* AddFlag(CLI::App& app, const std::string& name, bool& value, const 
   return app.add_flag(name, value, help)->envname(EnvironmentName(name));
 }
 
+std::vector<std::string> WeightStorageChoices() {
+  std::vector<std::string> names = WeightStorageNames();
+  names.insert(names.begin(), "auto");
+  return names;
+}
+
 void AddModelOptions(CLI::App& app, LaunchOptions& o) {
   AddOption(app, "--config", o.config, "deployment file (configs/*.pbtxt); flags override it");
   AddOption(app, "--model", o.model, "a Hugging Face directory, or one .gguf file");
@@ -33,6 +40,11 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
       ->capture_default_str();
   AddOption(app, "--dtype", o.dtype, "number format of weights and plain caches")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
+  AddOption(app, "--weight-storage", o.weight_storage,
+            "how matrices are kept: plain (--dtype), int8, int4, file (q8_0, q4_0, q4_1 blocks as "
+            "they are); auto is file, or plain where --dtype is given")
+      ->check(CLI::IsMember(WeightStorageChoices()))
       ->capture_default_str();
   AddOption(app, "--threads", o.threads, "compute threads of each rank; default: cores / ranks")
       ->check(CLI::Range(1, 1024));

@@ -19,6 +19,7 @@ struct LaunchOptions {
   int ranks = 0;       // 0: MPI's world size under mpirun, else 1
   std::string device = "cpu";
   std::string dtype = "auto";
+  std::string weight_storage = "auto";
   int threads = 0;            // per rank; 0: the host's cores shared among its ranks
   int lanes = 0;              // 0: the command's default
   int max_pass_tokens = 0;    // 0: chosen
@@ -49,6 +50,9 @@ struct LaunchOptions {
   int max_sessions = 256;
   std::string prefix_memory = "512MiB";
 };
+
+// What --weight-storage takes.
+std::vector<std::string> WeightStorageChoices();
 
 // --model, --ranks, --device, ...
 void AddModelOptions(CLI::App& app, LaunchOptions& options);

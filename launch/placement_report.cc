@@ -36,10 +36,11 @@ absl::StatusOr<std::string> PlacementReport(const OpenedModel& opened, const Pip
   size_t weights = 0;
   for (const PlacementRow& row : rows) weights += row.bytes.weights;
 
-  std::string out = absl::StrFormat(
-      "model      %s  %s L=%d heads=%d/%d d=%d vocab=%d  %s  weights %s\n", opened.name,
-      config.family, config.layers, config.heads, config.kv_heads, config.head_dim,
-      config.vocab_size, std::string(Name(spec.dtype)), HumanBytes(weights));
+  std::string out =
+      absl::StrFormat("model      %s  %s L=%d heads=%d/%d d=%d vocab=%d  %s  weights %s (%s)\n",
+                      opened.name, config.family, config.layers, config.heads, config.kv_heads,
+                      config.head_dim, config.vocab_size, std::string(Name(spec.dtype)),
+                      HumanBytes(weights), std::string(Name(spec.weights.storage())));
   out += absl::StrFormat("cache      %s%s  cache_length=%s chunk=%d", policy.policy,
                          policy.normalize_scores ? " (normalised)" : "", Lengths(spec),
                          *policy.chunk_size);

@@ -72,8 +72,8 @@ absl::StatusOr<OpenedModel> OpenModel(const std::string& path, NeedTokenizer nee
 absl::Status FillShards(const Device& device, const DecoderModel& model, int ranks,
                         PipelineSpec& spec) {
   ASSIGN_OR_RETURN(const std::vector<size_t> layers, LayerBytes(device, model, spec));
-  ASSIGN_OR_RETURN(spec.shards, PlanShards(layers, EmbeddingBytes(device, model, spec.dtype),
-                                           HeadBytes(device, model, spec.dtype), ranks));
+  ASSIGN_OR_RETURN(spec.shards, PlanShards(layers, EmbeddingBytes(device, model, spec),
+                                           HeadBytes(device, model, spec), ranks));
   return absl::OkStatus();
 }
 
@@ -119,6 +119,13 @@ absl::StatusOr<PipelineSpec> MakeSpec(const LaunchOptions& options, const Opened
   } else {
     spec.dtype = config.checkpoint_dtype == DType::kF32 ? DType::kF32 : DType::kBF16;
   }
+  // A file that is quantised is used as it is, as one expects, unless a number format is asked for.
+  const bool as_in_file = options.weight_storage == "auto" && options.dtype == "auto";
+  const std::string storage = options.weight_storage != "auto" ? options.weight_storage
+                              : as_in_file                     ? "file"
+                                                               : "plain";
+  ASSIGN_OR_RETURN(const WeightStorage weight_storage, ParseWeightStorage(storage));
+  spec.weights = WeightFormats(weight_storage, opened.weights());
   spec.max_positions = static_cast<int>(config.max_positions);
   spec.cache.storage = options.kv_storage;
   spec.cache.lanes = options.lanes > 0 ? options.lanes : needs.lanes;

@@ -53,6 +53,7 @@ void Describe(const Run& run, const PipelineSpec& spec, const std::string& devic
   run.report.Set("model", run.opened.name);
   run.report.Set("device", device);
   run.report.Set("dtype", Name(spec.dtype));
+  run.report.Set("weight_storage", Name(spec.weights.storage()));
   run.report.Set("policy", spec.cache.policy.policy);
   run.report.Set("storage", spec.cache.storage);
   run.report.Set("ranks", ranks);

@@ -83,8 +83,9 @@ class Decoder {
       weights += static_cast<double>(rank.weight_bytes());
     }
     if (!config.tied_embeddings || ranks_.size() > 1) {
+      const MatrixSpec table = EmbeddingTensors(*run_.opened.model, spec_).matrices.at(0);
       weights -= static_cast<double>(
-          BytesOf(spec_.dtype, int64_t{config.vocab_size} * config.hidden_size));
+          BytesOf(table.format.value_or(spec_.dtype), table.rows() * table.cols));
     }
     return weights;
   }

@@ -24,11 +24,11 @@ struct Case {
 class Matrix {
  public:
   Matrix(const Run& run, OneDevice& one, DType dtype, const Case& c)
-      : run_(run), one_(one), dtype_(dtype), c_(c) {}
+      : run_(run), one_(one), dtype_(dtype), format_(c.matrix.format.value_or(dtype)), c_(c) {}
 
   absl::Status Load() {
     bytes_ = static_cast<double>(
-        ops::PackedBytes(*one_.device, dtype_, c_.matrix.rows(), c_.matrix.cols));
+        ops::PackedBytes(*one_.device, format_, c_.matrix.rows(), c_.matrix.cols));
     const int copies = static_cast<int>(std::clamp(
         static_cast<double>(ColdBytes(*one_.device)) / bytes_ + 1, 1.0, double{kMostCopies}));
     LayerSpec spec;
@@ -98,6 +98,7 @@ class Matrix {
   const Run& run_;
   OneDevice& one_;
   const DType dtype_;
+  const DType format_;  // of the weights
   const Case& c_;
   double bytes_ = 0;  // of one copy
   LayerBlob blob_;
@@ -111,8 +112,8 @@ absl::Status Gemv(const Run& run) {
   Describe(run, spec, one.device->description(), 1, ThreadsOfRank(run.options, 1));
   const DecoderModel& model = *run.opened.model;
   // The order of every family's layers so far (runtime/model/llama.h).
-  const std::vector<MatrixSpec> layer = model.LayerTensors(0).matrices;
-  const std::vector<MatrixSpec> head = model.HeadTensors().matrices;
+  const std::vector<MatrixSpec> layer = LayerTensors(model, spec, 0).matrices;
+  const std::vector<MatrixSpec> head = HeadTensors(model, spec).matrices;
   if (layer.size() != 4) {
     return absl::UnimplementedError("bench gemv: this family's layers are not of four matrices");
   }
@@ -121,7 +122,8 @@ absl::Status Gemv(const Run& run) {
       {"o", Product::kAdded, layer[1]},
       {"gate_up", Product::kGated, layer[2]},
       {"down", Product::kAdded, layer[3]},
-      {"head", Product::kLogits, head.empty() ? model.EmbeddingTensors().matrices.at(0) : head[0]}};
+      {"head", Product::kLogits,
+       head.empty() ? EmbeddingTensors(model, spec).matrices.at(0) : head[0]}};
   for (const Case& c : cases) {
     Matrix matrix(run, one, spec.dtype, c);
     RETURN_IF_ERROR(matrix.Load());

@@ -116,8 +116,8 @@ absl::StatusOr<EngineOptions> EngineOptionsOf(const LaunchOptions& options,
   ASSIGN_OR_RETURN(engine.sessions.max_bytes,
                    FlagBytes("--session-memory", options.session_memory));
   ASSIGN_OR_RETURN(engine.max_prefix_bytes, FlagBytes("--prefix-memory", options.prefix_memory));
-  ASSIGN_OR_RETURN(engine.sessions.model,
-                   ModelFingerprint(*opened.model, opened.weights(), spec.dtype));
+  ASSIGN_OR_RETURN(engine.sessions.model, ModelFingerprint(*opened.model, opened.weights(),
+                                                           spec.dtype, spec.weights.storage()));
   return engine;
 }
 

@@ -40,10 +40,11 @@ absl::Status AddTensors(const WeightSource& source, const LayerSpec& layer, uint
 }  // namespace
 
 absl::StatusOr<std::string> ModelFingerprint(const DecoderModel& model, const WeightSource& source,
-                                             DType dtype) {
+                                             DType dtype, WeightStorage storage) {
   const ModelConfig& c = model.config();
-  const std::string shape =
+  std::string shape =
       absl::StrCat(c.family, "-", c.layers, "x", c.hidden_size, "-", std::string(Name(dtype)));
+  if (storage != WeightStorage::kPlain) absl::StrAppend(&shape, "-", std::string(Name(storage)));
   const std::string rest = absl::StrCat(
       c.vocab_size, " ", c.heads, " ", c.kv_heads, " ", c.head_dim, " ", c.intermediate_size, " ",
       c.norm_eps, " ", c.rotary_dim, " ", static_cast<int>(c.rope.kind), " ", c.rope.theta, " ",

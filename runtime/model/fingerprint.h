@@ -7,12 +7,14 @@
 #include "kernels/device/dtype.h"
 #include "runtime/files/weight_source.h"
 #include "runtime/model/decoder_model.h"
+#include "runtime/weights/weight_storage.h"
 
 namespace keyline {
 
-// Family, shape, number format, and a checksum of the configuration and of two rows of every weight
-// that a layer reads: models that were trained apart differ in all of them. Reads a few MiB.
+// Family, shape, number format, storage of weights unless plain, and a checksum of the
+// configuration and of two rows of every weight that a layer reads: models that were trained apart
+// differ in all of them. Reads a few MiB.
 absl::StatusOr<std::string> ModelFingerprint(const DecoderModel& model, const WeightSource& source,
-                                             DType dtype);
+                                             DType dtype, WeightStorage storage);
 
 }  // namespace keyline

@@ -8,6 +8,18 @@
 
 namespace keyline {
 
+LayerSpec LayerTensors(const DecoderModel& model, const PipelineSpec& spec, int layer) {
+  return spec.weights.OfLayer(model.LayerTensors(layer));
+}
+
+LayerSpec EmbeddingTensors(const DecoderModel& model, const PipelineSpec& spec) {
+  return spec.weights.OfEnd(model.EmbeddingTensors());
+}
+
+LayerSpec HeadTensors(const DecoderModel& model, const PipelineSpec& spec) {
+  return spec.weights.OfEnd(model.HeadTensors());
+}
+
 KvCacheShape CacheShape(const DecoderModel& model, const PipelineSpec& spec, int layer) {
   return {.lanes = spec.cache.lanes,
           .kv_heads = model.config().kv_heads,
@@ -22,18 +34,18 @@ absl::StatusOr<std::vector<size_t>> LayerBytes(const Device& device, const Decod
   std::vector<size_t> bytes;
   for (int l = 0; l < model.config().layers; ++l) {
     ASSIGN_OR_RETURN(KvCacheBytes kv, KvCache::BytesFor(spec.cache, CacheShape(model, spec, l)));
-    bytes.push_back(LayOut(device, model.LayerTensors(l), spec.dtype).bytes +
+    bytes.push_back(LayOut(device, LayerTensors(model, spec, l), spec.dtype).bytes +
                     kv.per_lane * spec.cache.lanes);
   }
   return bytes;
 }
 
-size_t EmbeddingBytes(const Device& device, const DecoderModel& model, DType dtype) {
-  return LayOut(device, model.EmbeddingTensors(), dtype).bytes;
+size_t EmbeddingBytes(const Device& device, const DecoderModel& model, const PipelineSpec& spec) {
+  return LayOut(device, EmbeddingTensors(model, spec), spec.dtype).bytes;
 }
 
-size_t HeadBytes(const Device& device, const DecoderModel& model, DType dtype) {
-  return LayOut(device, model.HeadTensors(), dtype).bytes;
+size_t HeadBytes(const Device& device, const DecoderModel& model, const PipelineSpec& spec) {
+  return LayOut(device, HeadTensors(model, spec), spec.dtype).bytes;
 }
 
 absl::StatusOr<StageBytes> BytesOfStage(const Device& device, const DecoderModel& model,
@@ -43,16 +55,16 @@ absl::StatusOr<StageBytes> BytesOfStage(const Device& device, const DecoderModel
   size_t widest = 0;  // workspace that a stage's caches share; see Stage::Create
   for (int l = shard.first_layer; l < shard.first_layer + shard.layers; ++l) {
     ASSIGN_OR_RETURN(KvCacheBytes kv, KvCache::BytesFor(spec.cache, CacheShape(model, spec, l)));
-    bytes.weights += LayOut(device, model.LayerTensors(l), spec.dtype).bytes;
+    bytes.weights += LayOut(device, LayerTensors(model, spec, l), spec.dtype).bytes;
     bytes.kv += kv.per_lane * spec.cache.lanes;
     if (kv.workspace > widest) {
       bytes.workspace += kv.workspace;
       widest = kv.workspace;
     }
   }
-  if (shard.embedding) bytes.weights += EmbeddingBytes(device, model, spec.dtype);
+  if (shard.embedding) bytes.weights += EmbeddingBytes(device, model, spec);
   if (shard.head && !(shard.embedding && model.config().tied_embeddings)) {
-    bytes.weights += HeadBytes(device, model, spec.dtype);
+    bytes.weights += HeadBytes(device, model, spec);
   }
   const ActivationWidths widths = model.widths();
   const size_t element = BytesOf(device.ActivationType(spec.dtype), 1);

@@ -10,11 +10,13 @@
 #include "runtime/config/cache_config.h"
 #include "runtime/model/decoder_model.h"
 #include "runtime/pipeline/shard_plan.h"
+#include "runtime/weights/weight_storage.h"
 
 namespace keyline {
 
 struct PipelineSpec {
-  DType dtype = DType::kF32;  // of the weights and of plain caches
+  DType dtype = DType::kF32;  // of weights that are not packed, and of plain caches
+  WeightFormats weights;
   CacheConfig cache;
   std::vector<int> cache_lengths;  // slots per KV head of a lane, one a layer
   int max_pass_tokens = 0;         // most tokens of one step
@@ -31,14 +33,19 @@ struct StageBytes {
   size_t total() const { return weights + kv + workspace; }
 };
 
+// The model's tensors in the formats of the spec.
+LayerSpec LayerTensors(const DecoderModel& model, const PipelineSpec& spec, int layer);
+LayerSpec EmbeddingTensors(const DecoderModel& model, const PipelineSpec& spec);
+LayerSpec HeadTensors(const DecoderModel& model, const PipelineSpec& spec);
+
 // What the cache of one layer looks like.
 KvCacheShape CacheShape(const DecoderModel& model, const PipelineSpec& spec, int layer);
 
 // Bytes of one layer's cache for all lanes, and of its weights: what PlanShards balances.
 absl::StatusOr<std::vector<size_t>> LayerBytes(const Device& device, const DecoderModel& model,
                                                const PipelineSpec& spec);
-size_t EmbeddingBytes(const Device& device, const DecoderModel& model, DType dtype);
-size_t HeadBytes(const Device& device, const DecoderModel& model, DType dtype);
+size_t EmbeddingBytes(const Device& device, const DecoderModel& model, const PipelineSpec& spec);
+size_t HeadBytes(const Device& device, const DecoderModel& model, const PipelineSpec& spec);
 
 // Before anything is allocated. REQUIRES: spec.shards is filled in.
 absl::StatusOr<StageBytes> BytesOfStage(const Device& device, const DecoderModel& model,

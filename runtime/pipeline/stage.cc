@@ -93,16 +93,16 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
     return blob;
   };
   if (shard.embedding) {
-    ASSIGN_OR_RETURN(p->embedding, load(model.EmbeddingTensors()));
+    ASSIGN_OR_RETURN(p->embedding, load(EmbeddingTensors(model, spec)));
   }
   std::vector<LayerSpec> specs;
   for (int l = shard.first_layer; l < shard.first_layer + shard.layers; ++l) {
-    specs.push_back(model.LayerTensors(l));
+    specs.push_back(LayerTensors(model, spec, l));
   }
   ASSIGN_OR_RETURN(p->layers, ResidentStore::Load(device, *p->stream, source, shard.first_layer,
                                                   specs, spec.dtype, progress));
   if (shard.head) {
-    LayerSpec tensors = model.HeadTensors();
+    LayerSpec tensors = HeadTensors(model, spec);
     if (shard.embedding && config.tied_embeddings) tensors.matrices.clear();
     ASSIGN_OR_RETURN(p->head, load(tensors));
   }

@@ -68,18 +68,32 @@ struct Piece {
 // spare.
 constexpr unsigned kMostThreads = 16;
 
+// Blocks that the file has already are packed as they are; all else by way of float32.
+absl::Status ReadAndPack(const Device& device, const Piece& piece, std::vector<float>& rows,
+                         std::vector<std::byte>& blocks) {
+  if (HasBlocksOf(piece.tensor.dtype, piece.weight.dtype)) {
+    blocks.resize(BytesOf(piece.weight.dtype, piece.count * piece.weight.cols));
+    RETURN_IF_ERROR(
+        ReadBlockRows(piece.tensor, piece.weight.dtype, piece.from, piece.count, blocks.data()));
+    ops::PackBlocks(device, piece.weight, piece.to, piece.count, blocks.data());
+    return absl::OkStatus();
+  }
+  rows.resize(std::max<size_t>(rows.size(), piece.count * piece.weight.cols));
+  RETURN_IF_ERROR(ReadRows(piece.tensor, piece.from, piece.count, rows.data()));
+  ops::PackRows(device, piece.weight, piece.to, piece.count, rows.data());
+  return absl::OkStatus();
+}
+
 // All pieces, by as many threads as there are cores. The first error in the order of the pieces.
 absl::Status ReadAndPack(const Device& device, const std::vector<Piece>& pieces) {
   std::vector<absl::Status> results(pieces.size());
   std::atomic<size_t> next = 0;
   const auto work = [&] {
     std::vector<float> rows;
+    std::vector<std::byte> blocks;
     for (size_t i = next++; i < pieces.size(); i = next++) {
-      const Piece& piece = pieces[i];
-      rows.resize(std::max<size_t>(rows.size(), piece.count * piece.weight.cols));
-      results[i] = ReadRows(piece.tensor, piece.from, piece.count, rows.data());
+      results[i] = ReadAndPack(device, pieces[i], rows, blocks);
       if (!results[i].ok()) return;
-      ops::PackRows(device, piece.weight, piece.to, piece.count, rows.data());
     }
   };
   const size_t threads = std::min<size_t>(
@@ -113,7 +127,7 @@ absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
   for (size_t m = 0; m < spec.matrices.size(); ++m) {
     const MatrixSpec& matrix = spec.matrices[m];
     Weight weight{.data = host + layout.matrices[m].offset,
-                  .dtype = dtype,
+                  .dtype = matrix.format.value_or(dtype),
                   .rows = matrix.rows(),
                   .cols = matrix.cols};
     int64_t at = 0;

@@ -15,7 +15,8 @@ namespace keyline {
 class LayerBlob {
  public:
   LayerBlob() = default;
-  // Errors name the tensor, what the model needs and what the file has. `stream` is waited for.
+  // `dtype`: of matrices that have no format of their own. Errors name the tensor, what the model
+  // needs and what the file has. `stream` is waited for.
   static absl::StatusOr<LayerBlob> Load(Device& device, Stream& stream, const WeightSource& source,
                                         const LayerSpec& spec, DType dtype);
 

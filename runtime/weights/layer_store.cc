@@ -34,7 +34,8 @@ bool MatrixSpec::has_bias() const {
 BlobLayout LayOut(const Device& device, const LayerSpec& spec, DType dtype) {
   BlobLayout layout;
   for (const MatrixSpec& matrix : spec.matrices) {
-    Append(layout, layout.matrices, ops::PackedBytes(device, dtype, matrix.rows(), matrix.cols));
+    Append(layout, layout.matrices,
+           ops::PackedBytes(device, matrix.format.value_or(dtype), matrix.rows(), matrix.cols));
     Append(layout, layout.biases, matrix.has_bias() ? matrix.rows() * sizeof(float) : 0);
   }
   for (const VectorSpec& vector : spec.vectors) {

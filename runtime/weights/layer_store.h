@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ struct RowBlock {
 struct MatrixSpec {
   std::vector<RowBlock> blocks;  // stacked from the top
   int64_t cols = 0;
+  std::optional<DType> format = std::nullopt;  // on the device, where it is not the layer's
   int64_t rows() const;
   bool has_bias() const;
 };
@@ -62,6 +64,7 @@ struct BlobLayout {
   std::vector<Part> vectors;
   size_t bytes = 0;
 };
+// `dtype`: of matrices that have no format of their own.
 BlobLayout LayOut(const Device& device, const LayerSpec& spec, DType dtype);
 
 class LayerStore {

@@ -82,6 +82,61 @@ class Score(unittest.TestCase):
             self.assertEqual(len(out['sequences'][0]['logprobs']), 3)
 
 
+class Weights(unittest.TestCase):
+    """--weight-storage on a tiny model of random weights; weight_quality_test.py has a real one."""
+
+    def score(self, storage, *arguments, **kw):
+        out = run('score', '--model', LLAMA, '--dtype', 'f32', '--token-ids', f'{LLAMA}/expected.safetensors', '--json',
+                  '--weight-storage', storage, *arguments, **kw).stdout
+        return [sequence['logprobs'] for sequence in json.loads(out)['sequences']]
+
+    def test_integers_are_close_to_floats(self):
+        plain = self.score('plain')
+        # Logits of random weights have nothing that holds them: the rounding of 3 layers shows in full.
+        for storage, mean_bound in ('int8', 0.01), ('int4', 0.1):
+            packed = self.score(storage)
+            off = [abs(a - b) for x, y in zip(plain, packed) for a, b in zip(x, y)]
+            self.assertGreater(max(off), 0, storage)
+            self.assertLess(sum(off) / len(off), mean_bound, storage)
+            # The law of the CPU: the same bits on any number of ranks, alone or in a batch.
+            self.assertEqual(self.score(storage, '--ranks', 3), packed)
+            self.assertEqual(self.score(storage, '--lanes', 1), packed)
+        # A file without packed tensors is as plain as ever.
+        self.assertEqual(self.score('file'), plain)
+        self.assertEqual(self.score('auto'), plain)
+
+    def test_flag_environment_and_file(self):
+        int8 = self.score('int8')
+        ids = ['--token-ids', f'{LLAMA}/expected.safetensors', '--json']
+        def logprobs(done):
+            return [sequence['logprobs'] for sequence in json.loads(done.stdout)['sequences']]
+        self.assertEqual(logprobs(run('score', '--model', LLAMA, '--dtype', 'f32', *ids,
+                                      env={'KEYLINE_WEIGHT_STORAGE': 'int8'})), int8)
+        with tempfile.NamedTemporaryFile('w', suffix='.pbtxt') as config:
+            config.write(f'model: "{LLAMA}" dtype: "f32" weight_storage: "int8"')
+            config.flush()
+            self.assertEqual(logprobs(run('score', '--config', config.name, *ids)), int8)
+        with tempfile.NamedTemporaryFile('w', suffix='.pbtxt') as config:
+            config.write(f'model: "{LLAMA}" weight_storage: "int3"')
+            config.flush()
+            refused = run('score', '--config', config.name, *ids, code=3).stderr
+            self.assertIn("weight_storage: unknown value 'int3'; known: auto, plain, int8, int4, file", refused)
+        self.assertIn('--weight-storage', run('score', '--model', LLAMA, '--weight-storage', 'int3', *ids, code=2).stderr)
+
+    def test_plan_counts_packed_bytes(self):
+        def weights(storage):
+            out = run('plan', '--model', LLAMA, '--dtype', 'bf16', '--weight-storage', storage, '--json').stdout
+            return sum(stage['weight_bytes'] for stage in json.loads(out)['stages'])
+        self.assertLess(weights('int4'), weights('int8'))
+        self.assertLess(weights('int8'), 0.65 * weights('plain'))
+        report = run('plan', '--model', LLAMA, '--weight-storage', 'int8').stdout
+        self.assertIn('(int8)', report.splitlines()[0])
+
+    def test_selftest(self):
+        for storage in 'int8', 'int4':
+            run('selftest', '--model', LLAMA, '--ranks', 3, '--weight-storage', storage)
+
+
 class Eval(unittest.TestCase):
     def eval(self, *arguments, folder, **kw):
         run('eval', '--model', LLAMA, '--dtype', 'f32', '--token-ids', f'{LLAMA}/expected.safetensors', '--window', 80,

@@ -12,13 +12,14 @@
 namespace keyline {
 namespace {
 
-std::string Fingerprint(const std::string& path, DType dtype = DType::kF32) {
+std::string Fingerprint(const std::string& path, DType dtype = DType::kF32,
+                        WeightStorage storage = WeightStorage::kPlain) {
   const auto checkpoint = OpenCheckpoint(path);
   EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
   const auto config = LoadModelConfig(*checkpoint);
   EXPECT_TRUE(config.ok()) << config.status();
   const auto model = MakeModel(*config);
-  const auto fingerprint = ModelFingerprint(**model, *checkpoint->weights, dtype);
+  const auto fingerprint = ModelFingerprint(**model, *checkpoint->weights, dtype, storage);
   EXPECT_TRUE(fingerprint.ok()) << fingerprint.status();
   return fingerprint.value_or("");
 }
@@ -28,6 +29,7 @@ TEST(Fingerprint, IsTheModelsOwn) {
   EXPECT_EQ(llama.substr(0, 8), "llama-3x") << llama;
   EXPECT_EQ(Fingerprint("tests/golden/dense/llama"), llama);
   EXPECT_NE(Fingerprint("tests/golden/dense/llama", DType::kBF16), llama);
+  EXPECT_NE(Fingerprint("tests/golden/dense/llama", DType::kF32, WeightStorage::kInt8), llama);
   EXPECT_NE(Fingerprint("tests/golden/dense/llama3-rope"), llama);
   EXPECT_NE(Fingerprint("tests/golden/dense/qwen3-qknorm-tied"), llama);
 }
