@@ -6,6 +6,7 @@ Items, the most telling first, each with a time limit of its own (--scale golden
   prompt    one long prompt on 1, 2, 4, ... GPUs
   large     llama-70b with int8 caches: decode, and the long prompt; 4 GPUs and 160 GB at least
   kill      each rank in turn is killed, and each but the first stopped: the job ends in time and names it
+  pipeline  `keyline bench pipeline` on 2 and on all GPUs: what it predicts beside what it measures
 """
 import json
 import os
@@ -16,7 +17,7 @@ import tempfile
 
 from gpu_part import DENSE_BOUND, GOLDEN, KEYLINE, at_once, lose_a_rank, mpirun
 
-ITEMS = {'golden': 90, 'decode': 45, 'prompt': 45, 'large': 75, 'kill': 60}  # seconds a command
+ITEMS = {'golden': 90, 'decode': 45, 'prompt': 45, 'large': 75, 'kill': 60, 'pipeline': 60}  # seconds a command
 LARGE_MIB = 160000
 
 
@@ -141,6 +142,15 @@ def large(part, a):
     bench(part, a, 'large', 'prefill', len(a.devices), ['--prompt', str(a.scale_prompt), *flags], 'llama-70b')
 
 
+def pipeline(part, a):
+    for ranks in sorted({min(2, len(a.devices)), len(a.devices)}):
+        rows = bench(part, a, 'pipeline', 'pipeline', ranks,
+                     ['--batch', '8,32', '--prompt', str(a.scale_prompt), '--repeat', '2'])
+        for row in rows:
+            if 'error' in row:
+                part.figures.append({'name': f"{row['name']}: error of the prediction", 'value': row['error'], 'unit': '1'})
+
+
 # ---- lost ranks -----------------------------------------------------------------------------------
 def kill(part, a):
     count = len(a.devices)
@@ -160,7 +170,7 @@ def scale(part, a):
     if not a.devices:
         part.add('scale', 'skipped', 0, 'no GPU')
         return
-    bodies = {'golden': golden, 'decode': decode, 'prompt': prompt, 'large': large, 'kill': kill}
+    bodies = {'golden': golden, 'decode': decode, 'prompt': prompt, 'large': large, 'kill': kill, 'pipeline': pipeline}
     for item in ITEMS:
         if item not in a.scale:
             continue

@@ -24,8 +24,9 @@ struct Arguments {
   std::vector<int> chunk = {1};
   std::vector<std::string> policies;  // empty: the one of --kv-policy
   std::vector<std::string> storages;
-  int tokens = 64;   // decoded, per sequence
-  int prompt = 512;  // prefilled
+  int tokens = 64;                                   // decoded, per sequence
+  int prompt = 512;                                  // prefilled
+  std::vector<int> simulate = {1, 2, 4, 8, 16, 64};  // numbers of ranks
   int repeat = 3;
   bool json = false;
 };
@@ -44,6 +45,10 @@ absl::Status Attention(const Run& run);  // KvCache::Attend alone
 absl::Status Gemv(const Run& run);       // the matrices of a layer and the head, few rows
 absl::Status Hop(const Run& run);        // a hidden state from rank to rank
 absl::Status DeviceRates(const Run& run);
+absl::Status Pipeline(const Run& run);  // the stages by themselves, and how many ranks would do
+
+// Room for sequences that keep everything, whatever the chunk.
+PipelineNeeds DecodeNeeds(const LaunchOptions& options, const Arguments& args);
 
 // What all ranks of a pipeline can do together. Ranks on the CPU share one memory; GPUs are probed
 // one by one, and under MPI those of other processes are taken to be like this one's.

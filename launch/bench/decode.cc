@@ -36,24 +36,11 @@ class Decoder {
                                          tokens, 100u + i));
       }
       ASSIGN_OR_RETURN(const auto sinks, Serve(coordinator_, std::move(requests)));
-      // From when all have their first token to the first last one: only full steps count.
-      absl::Time begin = absl::InfinitePast();
-      absl::Time end = absl::InfiniteFuture();
-      absl::Duration cpu_begin, cpu_end = absl::InfiniteDuration();
-      for (const auto& sink : sinks) {
-        begin = std::max(begin, sink->token_times.front());
-        end = std::min(end, sink->token_times.back());
-        cpu_begin = std::max(cpu_begin, sink->cpu_times.front());
-        cpu_end = std::min(cpu_end, sink->cpu_times.back());
-      }
-      int64_t counted = 0;
-      for (const auto& sink : sinks) {
-        for (absl::Time t : sink->token_times) counted += t > begin && t <= end ? 1 : 0;
-      }
-      rates.push_back(static_cast<double>(counted) / absl::ToDoubleSeconds(end - begin));
+      const FullSteps full = WhileAllDecode(sinks);
+      rates.push_back(full.tokens / full.seconds);
       // A step has at most one token of a sequence.
-      const double steps = static_cast<double>(counted) / (batch / Groups(batch));
-      host.push_back(absl::ToDoubleMicroseconds(cpu_end - cpu_begin) / steps);
+      const double steps = full.tokens / (batch / Groups(batch));
+      host.push_back(full.host_seconds * 1e6 / steps);
     }
     const double groups = Groups(batch);
     const double bytes = groups * WeightBytes() + KvBytes(batch, depth + tokens / 2.0);
@@ -109,18 +96,19 @@ class Decoder {
 
 }  // namespace
 
-absl::Status Decode(const Run& run) {
-  const Arguments& args = run.args;
+PipelineNeeds DecodeNeeds(const LaunchOptions& options, const Arguments& args) {
   const int lanes = *std::max_element(args.batch.begin(), args.batch.end());
   const int depth = *std::max_element(args.depth.begin(), args.depth.end());
-  // Room for all of them in a cache that keeps everything, whatever the chunk: no default is
-  // smaller.
-  const int chunk = run.options.kv.chunk_size.value_or(64);
+  // A prompt's steps, in which those who came first decode: no default chunk is smaller.
+  const int chunk = options.kv.chunk_size.value_or(64);
   const int steps = lanes * (depth / chunk + 1);
-  ASSIGN_OR_RETURN(
-      const PipelineSpec spec,
-      MakeSpec(run.options, run.opened,
-               {.lanes = lanes, .cache_length = std::max(depth, 1) + args.tokens + steps + 1}));
+  return {.lanes = lanes, .cache_length = std::max(depth, 1) + args.tokens + steps + 1};
+}
+
+absl::Status Decode(const Run& run) {
+  const Arguments& args = run.args;
+  ASSIGN_OR_RETURN(const PipelineSpec spec,
+                   MakeSpec(run.options, run.opened, DecodeNeeds(run.options, args)));
   ASSIGN_OR_RETURN(const int ranks, NumberOfRanks(run.options));
   ASSIGN_OR_RETURN(RankProbes probes, RankProbes::Open(run.options, ranks));
   Describe(run, spec, probes.description(), ranks, probes.threads());

@@ -1,5 +1,6 @@
 #include "launch/bench/engine_round.h"
 
+#include <algorithm>
 #include <random>
 #include <utility>
 
@@ -41,6 +42,25 @@ absl::StatusOr<std::vector<std::shared_ptr<TimedSink>>> Serve(Coordinator& coord
   RETURN_IF_ERROR(engine.Run());
   for (const auto& sink : sinks) RETURN_IF_ERROR(sink->status);
   return sinks;
+}
+
+FullSteps WhileAllDecode(const std::vector<std::shared_ptr<TimedSink>>& sinks) {
+  absl::Time begin = absl::InfinitePast();
+  absl::Time end = absl::InfiniteFuture();
+  absl::Duration cpu_begin, cpu_end = absl::InfiniteDuration();
+  for (const auto& sink : sinks) {
+    begin = std::max(begin, sink->token_times.front());
+    end = std::min(end, sink->token_times.back());
+    cpu_begin = std::max(cpu_begin, sink->cpu_times.front());
+    cpu_end = std::min(cpu_end, sink->cpu_times.back());
+  }
+  FullSteps full{.tokens = 0,
+                 .seconds = absl::ToDoubleSeconds(end - begin),
+                 .host_seconds = absl::ToDoubleSeconds(cpu_end - cpu_begin)};
+  for (const auto& sink : sinks) {
+    for (absl::Time t : sink->token_times) full.tokens += t > begin && t <= end ? 1 : 0;
+  }
+  return full;
 }
 
 }  // namespace keyline::bench

@@ -34,4 +34,13 @@ Request RandomRequest(int vocab, int prompt_tokens, int new_tokens, uint32_t see
 absl::StatusOr<std::vector<std::shared_ptr<TimedSink>>> Serve(Coordinator& coordinator,
                                                               std::vector<Request> requests);
 
+// From when all of a round's sequences have their first token to the first one's last: only full
+// steps count.
+struct FullSteps {
+  double tokens = 0;
+  double seconds = 0;
+  double host_seconds = 0;  // processor time of the engine's thread
+};
+FullSteps WhileAllDecode(const std::vector<std::shared_ptr<TimedSink>>& sinks);
+
 }  // namespace keyline::bench

@@ -2,9 +2,9 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
 #include "launch/bench/bench_run.h"
+#include "launch/bench/hop_times.h"
 #include "launch/rank_join.h"
 #include "launch/ranks.h"
 #include "runtime/transport/communicator.h"
@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t kSizes[] = {int64_t{8} << 10, int64_t{256} << 10, int64_t{4} << 20,
                               int64_t{16} << 20};
 constexpr int64_t kBytesOfRound = int64_t{64} << 20;  // moved, at most
-constexpr absl::Duration kPatience = absl::Seconds(60);
 
 int MessagesOfRound(int64_t bytes) {
   return static_cast<int>(std::clamp<int64_t>(kBytesOfRound / bytes, 2, 100));
@@ -38,42 +37,14 @@ class Peer {
   Device& device() { return *device_; }
   const std::string& transport() const { return transport_; }
 
-  // Seconds of one way, out of `count` round trips.
   absl::StatusOr<double> PingPong(int64_t bytes, int count) {
-    const absl::Time begin = absl::Now();
-    for (int i = 0; i < count; ++i) {
-      if (rank() == 0) Send(bytes);
-      RETURN_IF_ERROR(Recv(bytes));
-      if (rank() == 1) Send(bytes);
-    }
-    stream_->Synchronize();
-    return absl::ToDoubleSeconds(absl::Now() - begin) / (2 * count);
+    return bench::PingPong(*comm_, *stream_, Part(bytes), count);
   }
-
-  // Seconds of a message, out of `count` in a row, until rank 1 has the last.
   absl::StatusOr<double> OneWay(int64_t bytes, int count) {
-    const absl::Time begin = absl::Now();
-    for (int i = 0; i < count; ++i) {
-      if (rank() == 0) {
-        Send(bytes);
-      } else {
-        RETURN_IF_ERROR(Recv(bytes));
-      }
-    }
-    stream_->Synchronize();
-    if (rank() == 0) {
-      RETURN_IF_ERROR(comm_->RecvBytes(1, kPatience, "the end of a stream").status());
-    } else {
-      comm_->SendBytes(0, {});
-    }
-    return absl::ToDoubleSeconds(absl::Now() - begin) / count;
+    return bench::OneWay(*comm_, *stream_, Part(bytes), count);
   }
 
  private:
-  void Send(int64_t bytes) { comm_->Send(1 - rank(), Part(bytes), *stream_); }
-  absl::Status Recv(int64_t bytes) {
-    return comm_->Recv(1 - rank(), Part(bytes), *stream_, kPatience);
-  }
   TensorView Part(int64_t bytes) const { return state_.view().Columns(0, bytes / 4); }
 
   std::unique_ptr<Device> device_;

@@ -24,6 +24,7 @@ class Report {
   void Set(const std::string& field, nlohmann::json value) { setting_[field] = std::move(value); }
   void Add(Row row);
   void Print(bool json) const;
+  const std::vector<Row>& rows() const { return rows_; }
 
  private:
   nlohmann::json setting_ = nlohmann::json::object();

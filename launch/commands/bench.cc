@@ -19,8 +19,9 @@ namespace {
 using bench::Arguments;
 
 const std::map<std::string, absl::Status (*)(const bench::Run&)> kKinds = {
-    {"decode", bench::Decode}, {"prefill", bench::Prefill}, {"attention", bench::Attention},
-    {"gemv", bench::Gemv},     {"hop", bench::Hop},         {"device", bench::DeviceRates}};
+    {"decode", bench::Decode},    {"prefill", bench::Prefill}, {"attention", bench::Attention},
+    {"gemv", bench::Gemv},        {"hop", bench::Hop},         {"device", bench::DeviceRates},
+    {"pipeline", bench::Pipeline}};
 
 absl::Status RunBench(const LaunchOptions& options, const Arguments& args) {
   ASSIGN_OR_RETURN(const int ranks, NumberOfRanks(options));
@@ -51,14 +52,16 @@ void AddBench(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddCacheOptions(sub, options);
   const auto list = [&sub](const char* name, std::vector<int>& values, int least, int most,
                            const char* help) {
-    AddOption(sub, name, values, help)
+    return AddOption(sub, name, values, help)
         ->delimiter(',')
         ->check(CLI::Range(least, most))
         ->capture_default_str();
   };
-  sub.add_option("what", args->what,
-                 "decode, prefill: the engine; attention: a layer's cache; gemv: matrices times "
-                 "few rows; hop: from rank to rank; device: the limits themselves")
+  sub.add_option(
+         "what", args->what,
+         "decode, prefill: the engine; attention: a layer's cache; gemv: matrices times "
+         "few rows; hop: from rank to rank; device: the limits themselves; pipeline: any number "
+         "of ranks, out of the times of stages and hops")
       ->check(CLI::IsMember(kKinds))
       ->required();
   AddOption(sub, "--shape", args->shape,
@@ -84,6 +87,9 @@ void AddBench(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddOption(sub, "--repeat", args->repeat, "rounds; the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  list("--simulate", args->simulate, 1, 1024,
+       "pipeline: numbers of ranks that are predicted, besides those at hand")
+      ->expected(0, 64);
   AddFlag(sub, "--json", args->json, "a list of {name, value, unit, limit, ratio, ...}");
   sub.callback([&options, &chosen, args] {
     chosen = [&options, args] { return RunBench(options, *args); };

@@ -477,6 +477,22 @@ class Bench(unittest.TestCase):
         refused = run('bench', 'hop', '--ranks', 3, code=3)
         self.assertIn('between 2 ranks, not 3', refused.stderr)
 
+    def test_pipeline(self):
+        names = ['decode B=2 depth 0', 'decode B=4 depth 0', 'prefill 48']  # measured on two ranks
+        for b in (1, 2):
+            names += [f'decode N=1, 1 x B={b}', f'decode N=2, 2 x B={b}', f'decode N=2, 2 x B={b} measured',
+                      f'decode N=2, 3 x B={b}', f'decode N=3, 3 x B={b}', f'decode N=3, 4 x B={b}']
+        names += [f'prompt 48 N={n}' for n in ('1', '2', '2 measured', '3')]
+        flags = ['--model', LLAMA, '--tokens', 8, '--prompt', 48, '--ranks', 2]
+        rows = self.rows('pipeline', *flags, '--batch', '1,2', '--simulate', '3,64', names=names)
+        for row in rows:
+            if row['name'].endswith('measured'):
+                predicted, = [other['value'] for other in rows if row['name'] == other['name'] + ' measured']
+                self.assertEqual(row['limit'], predicted)
+                self.assertAlmostEqual(row['error'], predicted / row['value'] - 1)
+        self.assertIn('without mpirun', run('bench', 'pipeline', '--model', LLAMA, ranks=2, code=3).stderr)
+        self.assertIn('--depth', run('bench', 'pipeline', *flags, '--depth', '0,8', code=3).stderr)
+
     def test_device(self):
         names = ['read 16 MiB', 'read 64 MiB', 'read 256 MiB', 'read', 'multiply f32', 'multiply bf16']
         for row in self.rows('device', names=names):

@@ -1,0 +1,71 @@
+#include "launch/bench/pipeline_simulation.h"
+
+#include <glog/logging.h>
+
+#include <algorithm>
+
+namespace keyline::bench {
+
+PipelineSimulation::PipelineSimulation(const PipelineSetting& setting)
+    : setting_(setting), free_(setting.ranks, 0.0), busy_(setting.ranks, 0.0) {
+  CHECK_GE(setting.ranks, 1);
+  CHECK_GE(setting.depth, 1);
+}
+
+double PipelineSimulation::Launch(const SimulatedStep& step) {
+  const int index = static_cast<int>(answered_.size());
+  const int ranks = setting_.ranks;
+  CHECK_EQ(static_cast<int>(step.stage.size()), ranks);
+  CHECK_LT(step.after, index);
+  double ready = host_free_;
+  if (step.after >= 0) ready = std::max(ready, answered_[step.after]);
+  if (index >= setting_.depth) ready = std::max(ready, left_flight_[index - setting_.depth]);
+  // Where the host computes, what it does between steps is on the rank's own time.
+  if (!setting_.devices_run_alone) ready = std::max(ready, free_[0]);
+  host_free_ = ready + setting_.turnaround;
+
+  double begin = std::max(host_free_, free_[0]);
+  for (int r = 0; r < ranks; ++r) {
+    const double end = begin + step.stage[r];
+    busy_[r] += step.stage[r];
+    free_[r] = end;
+    if (r + 1 == ranks) break;
+    const HopTime& hop = step.hop;
+    double& next_free = free_[r + 1];
+    if (hop.together) {
+      begin = std::max(end, next_free) + hop.one_way;
+      free_[r] = begin;
+    } else {
+      free_[r] = end + hop.busy;
+      begin = std::max(end + hop.one_way - hop.busy, next_free) + hop.busy;
+    }
+  }
+  if (!setting_.devices_run_alone) host_free_ = std::max(host_free_, free_[0]);
+  answered_.push_back(free_[ranks - 1] + (ranks > 1 ? setting_.answer : 0.0));
+  left_flight_.push_back(setting_.devices_run_alone && !step.samples ? host_free_
+                                                                     : answered_.back());
+  return answered_.back();
+}
+
+double DecodeRate(const PipelineSetting& setting, int groups, int batch, SimulatedStep step) {
+  CHECK_GE(groups, 1);
+  // What the start leaves behind is gone after a few rounds; then every round is like the last.
+  constexpr int kRounds = 64;
+  PipelineSimulation simulation(setting);
+  for (int i = 0; i < 2 * kRounds * groups; ++i) {
+    step.after = i < groups ? -1 : i - groups;
+    simulation.Launch(step);
+  }
+  const int last = 2 * kRounds * groups - 1;
+  const double seconds = simulation.answered(last) - simulation.answered(last - kRounds * groups);
+  return static_cast<double>(kRounds) * groups * batch / seconds;
+}
+
+double PromptSeconds(const PipelineSetting& setting, const std::vector<SimulatedStep>& pieces) {
+  PipelineSimulation simulation(setting);
+  double end = 0;
+  for (const SimulatedStep& piece : pieces) end = simulation.Launch(piece);
+  return end;
+}
+
+}  // namespace keyline::bench
