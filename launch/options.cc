@@ -58,9 +58,10 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
   AddOption(app, "--offload", o.offload, "which layers stream through device memory")
       ->check(CLI::IsMember({"auto", "none", "all"}))
       ->capture_default_str();
-  AddOption(
-      app, "--transport", o.transport,
-      "how tensors travel between ranks: auto is NCCL where each has a GPU to itself, else host")
+  AddOption(app, "--transport", o.transport,
+            "how tensors travel between ranks: auto is NCCL where each is a process with a GPU to "
+            "itself, "
+            "else host")
       ->check(CLI::IsMember({"auto", "host", "nccl"}))
       ->capture_default_str();
   AddFlag(
