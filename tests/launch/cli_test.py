@@ -56,19 +56,25 @@ class Score(unittest.TestCase):
 class Weights(unittest.TestCase):
     """--weight-storage on a tiny model of random weights; weight_quality_test.py has a real one."""
 
-    def score(self, storage, *arguments, **kw):
-        out = run('score', '--model', LLAMA, '--dtype', 'f32', '--token-ids', f'{LLAMA}/expected.safetensors', '--json',
+    def score(self, storage, *arguments, dtype='f32', **kw):
+        out = run('score', '--model', LLAMA, '--dtype', dtype, '--token-ids', f'{LLAMA}/expected.safetensors', '--json',
                   '--weight-storage', storage, *arguments, **kw).stdout
         return [sequence['logprobs'] for sequence in json.loads(out)['sequences']]
 
     def test_integers_are_close_to_floats(self):
         plain = self.score('plain')
-        # Logits of random weights have nothing that holds them: the rounding of 3 layers shows in full.
-        for storage, mean_bound in ('int8', 0.01), ('int4', 0.1):
+
+        def distance(other):
+            off = [abs(a - b) for x, y in zip(plain, other) for a, b in zip(x, y)]
+            return sum(off) / len(off)
+        # Logits of random weights have nothing that holds them, so rounding shows in full; that to bf16 is the
+        # measure. Blocks of 8 bits, of weights and of activations, are about 5 times as coarse; 4 bits 16 times that,
+        # which is too much to add up without saturating.
+        bf16 = distance(self.score('plain', dtype='bf16'))
+        for storage, ratio in ('int8', 6), ('int4', 30):
             packed = self.score(storage)
-            off = [abs(a - b) for x, y in zip(plain, packed) for a, b in zip(x, y)]
-            self.assertGreater(max(off), 0, storage)
-            self.assertLess(sum(off) / len(off), mean_bound, storage)
+            self.assertGreater(distance(packed), 0, storage)
+            self.assertLess(distance(packed), ratio * bf16, storage)
             # The law of the CPU: the same bits on any number of ranks, alone or in a batch.
             self.assertEqual(self.score(storage, '--ranks', 3), packed)
             self.assertEqual(self.score(storage, '--lanes', 1), packed)
