@@ -40,10 +40,6 @@ __device__ inline void CopyAsync(void* shared, const void* global, int valid) {
                  : "memory");
   }
 }
-// Asks for the line of 128 bytes that is at `global` to be in the L2 cache.
-__device__ inline void PrefetchLine(const void* global) {
-  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global));
-}
 __device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most `pending` groups of copies are under way.
 template <int pending>

@@ -167,29 +167,16 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
   constexpr int kPortions = Shared::kPortions;
   extern __shared__ __align__(16) std::byte shared[];
   LetSuccessorBegin();
+  int items = 0;
+  DecodeWalk walk(a, units, items);
+  WaitForPredecessor();
+  if (items == 0) return;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   std::byte* const ring = shared + warp * Shared::kRing;
   const auto first_of = [&](const DecodeWalk& at, int turn) {
     return at.first_slot() + (turn * kDecodeWarps + warp) * OnePortion::kSlots;
   };
-  const auto keys_of = [&](const AttentionTask& t) {
-    return HeadOf(a.kv.k, kK, a.kv, t.chunk.lane, t.kv_head);
-  };
-  const auto values_of = [&](const AttentionTask& t) {
-    return HeadOf(a.kv.v, kV, a.kv, t.chunk.lane, t.kv_head);
-  };
-  int items = 0;
-  DecodeWalk walk(a, units, items);
-  // Rows of the cache may still change, but not where they are.
-  for (int turn = 0; items > 0 && turn < kPortions - 1; ++turn) {
-    const int first = first_of(walk, turn);
-    if (first >= walk.task().used) break;
-    PrefetchRows<typename OnePortion::K, OnePortion::kSlots>(keys_of(walk.task()), first);
-    PrefetchRows<typename OnePortion::V, OnePortion::kSlots>(values_of(walk.task()), first);
-  }
-  WaitForPredecessor();
-  if (items == 0) return;
 
   // Portions on their way.
   DecodeWalk ahead = walk;
@@ -202,7 +189,9 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
       const int first = first_of(ahead, ahead_turn);
       if (first < t.used) {
         const size_t head = t.slot_pos - a.slot_pos;
-        OnePortion::Fill(ring + ahead_at * OnePortion::kBytes, keys_of(t), values_of(t), t.slot_pos,
+        OnePortion::Fill(ring + ahead_at * OnePortion::kBytes,
+                         HeadOf(a.kv.k, kK, a.kv, t.chunk.lane, t.kv_head),
+                         HeadOf(a.kv.v, kV, a.kv, t.chunk.lane, t.kv_head), t.slot_pos,
                          a.value_norms == nullptr ? nullptr : a.value_norms + head, first, t.used);
       }
       if (++ahead_turn == Shared::kTurns) {

@@ -62,16 +62,6 @@ __device__ void CopyRows(std::byte* to, const KvHead& head, int first, int valid
   }
 }
 
-// Brings rows [first, first + kRows) nearer, to where all blocks see what is written to them.
-template <class Rows, int kRows>
-__device__ void PrefetchRows(const KvHead& head, int first) {
-  constexpr int kLine = 128;
-  const std::byte* const from = head.codes + size_t(first) * Rows::kRowBytes;
-  for (int at = threadIdx.x % kWarp * kLine; at < kRows * Rows::kRowBytes; at += kWarp * kLine) {
-    PrefetchLine(from + at);
-  }
-}
-
 // What a warp takes at a time: K and V of some slots of a (lane, KV head), their scales, positions
 // and norms of values. Offsets in shared memory.
 template <KvFormat kK, KvFormat kV, int kDim>
