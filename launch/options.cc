@@ -43,7 +43,7 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
       ->capture_default_str();
   AddOption(app, "--weight-storage", o.weight_storage,
             "how matrices are kept: plain (--dtype), int8, int4, file (q8_0, q4_0, q4_1 blocks as "
-            "they are); auto is file, or plain where --dtype is given")
+            "they are); auto is file, or plain on GPUs and where --dtype is given")
       ->check(CLI::IsMember(WeightStorageChoices()))
       ->capture_default_str();
   AddOption(app, "--threads", o.threads, "compute threads of each rank; default: cores / ranks")

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -120,7 +121,9 @@ absl::StatusOr<PipelineSpec> MakeSpec(const LaunchOptions& options, const Opened
     spec.dtype = config.checkpoint_dtype == DType::kF32 ? DType::kF32 : DType::kBF16;
   }
   // A file that is quantised is used as it is, as one expects, unless a number format is asked for.
-  const bool as_in_file = options.weight_storage == "auto" && options.dtype == "auto";
+  // Not on GPUs yet: what multiplies blocks there has not been measured.
+  const bool as_in_file = options.weight_storage == "auto" && options.dtype == "auto" &&
+                          !absl::StartsWith(DeviceOfRank(options, 0), "cuda");
   const std::string storage = options.weight_storage != "auto" ? options.weight_storage
                               : as_in_file                     ? "file"
                                                                : "plain";
