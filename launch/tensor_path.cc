@@ -39,9 +39,8 @@ absl::StatusOr<TensorPath> ChooseTensorPath(const std::string& transport, bool t
                                                    ", which is no GPU; use auto or host"));
   }
   if (!has_gpu(0) || transport == "host" || ranks.size() == 1) return TensorPath{};
-  // A receive of NCCL occupies its GPU until its sender comes. CUDA calls of one process that wait
-  // for such a GPU (a kernel's first launch, a graph's making, memory) can hold what the sender's
-  // thread needs, so that ranks as threads may wait for each other for ever.
+  // Ranks as threads have hung with NCCL on several GPUs where processes ran. Suspected, not shown:
+  // a CUDA call that waits for a GPU in a receive holds what the sender's thread needs.
   if (threads && !demanded) return TensorPath{};
   if (!shared) return TensorPath{.nccl = true, .nccl_host = ""};
   if (!demanded) return TensorPath{};
