@@ -168,7 +168,7 @@ bool TakesPacked(const Product& p) {
 
 void PackedProduct(Stream& s, const Product& p) {
   CHECK(TakesPacked(p));
-  const skinny::Arguments a = skinny::ArgumentsOf(p);
+  const Arguments a = ArgumentsOf(p);
   DispatchPacked(p.w.dtype, [&](auto lane) {
     using Lane = decltype(lane);
     if (p.in.dtype == DType::kBF16) return skinny::LaunchPackedColumns<__nv_bfloat16, Lane>(s, a);

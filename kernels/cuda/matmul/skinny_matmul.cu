@@ -159,7 +159,7 @@ bool TakesSkinny(const Product& p) { return IsFloat(p.w.dtype) && skinny::TakesR
 
 void SkinnyProduct(Stream& s, const Product& p) {
   CHECK(TakesSkinny(p));
-  const skinny::Arguments a = skinny::ArgumentsOf(p);
+  const Arguments a = ArgumentsOf(p);
   if (p.w.dtype == DType::kBF16) {
     skinny::Launch<__nv_bfloat16>(s, a);
   } else {

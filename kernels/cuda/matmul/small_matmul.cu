@@ -9,6 +9,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/matmul/activate.cuh"
+#include "kernels/cuda/matmul/arguments.cuh"
 #include "kernels/cuda/matmul/product.h"
 #include "kernels/cuda/matmul/weight_layout.h"
 #include "kernels/cuda/rms_norm.cuh"
@@ -24,23 +25,9 @@ constexpr size_t kSharedByDefault = 48 << 10;
 constexpr int64_t kTileBytes = 64 << 10;     // of activations in shared memory
 constexpr int kBlocksPerMultiprocessor = 3;  // enough to keep the memory busy
 
-struct Arguments {
-  void* out;
-  int64_t out_stride;
-  const void* in;
-  int64_t in_stride;
-  const void* weight;
-  const float* bias;
-  const float* norm_weight;
-  float eps;
-  int rows;        // of activations
-  int64_t cols;    // inputs
-  int64_t padded;  // the same in the weight
-  int64_t units;   // pairs of outputs
-  int64_t outputs;
-  int64_t tile;  // inputs in shared memory at a time
-  bool add;
-  Activation activation;
+struct SmallArguments : Arguments {
+  int64_t units;  // pairs of outputs
+  int64_t tile;   // inputs in shared memory at a time
 };
 
 template <class T>
@@ -51,7 +38,8 @@ __device__ Pack<T> LoadStreaming(const Pack<T>* from) {
 
 // Inputs [first, first + tile) of all rows into shared memory, zeros behind the last.
 template <class T, int kRows>
-__device__ void Stage(T* x, const Arguments& a, const float (&inverse_rms)[kRows], int64_t first) {
+__device__ void Stage(T* x, const SmallArguments& a, const float (&inverse_rms)[kRows],
+                      int64_t first) {
   const int64_t count = a.padded - first < a.tile ? a.padded - first : a.tile;
 #pragma unroll
   for (int m = 0; m < kRows; ++m) {
@@ -69,7 +57,7 @@ __device__ void Stage(T* x, const Arguments& a, const float (&inverse_rms)[kRows
 }
 
 template <class T, class Out, int kRows, bool kGated>
-__global__ void __launch_bounds__(kThreads) SmallProductKernel(const Arguments a) {
+__global__ void __launch_bounds__(kThreads) SmallProductKernel(const SmallArguments a) {
   extern __shared__ __align__(16) unsigned char shared[];
   T* const x = reinterpret_cast<T*>(shared);
   constexpr int kSize = Pack<T>::kSize;
@@ -171,22 +159,8 @@ __global__ void __launch_bounds__(kThreads) SmallProductKernel(const Arguments a
 
 template <class T, class Out, int kRows, bool kGated>
 void Launch(Stream& s, const Product& p) {
-  Arguments a = {.out = p.out.data,
-                 .out_stride = p.out.strides[0],
-                 .in = p.in.data,
-                 .in_stride = p.in.strides[0],
-                 .weight = p.w.data,
-                 .bias = p.w.bias,
-                 .norm_weight = p.norm_weight,
-                 .eps = p.eps,
-                 .rows = static_cast<int>(p.in.rows()),
-                 .cols = p.w.cols,
-                 .padded = PaddedCols(p.w.cols),
-                 .units = kGated ? p.w.rows / 2 : (p.w.rows + kOutputs - 1) / kOutputs,
-                 .outputs = p.w.rows,
-                 .tile = 0,
-                 .add = p.add,
-                 .activation = p.activation};
+  SmallArguments a = {ArgumentsOf(p), /*units=*/0, /*tile=*/0};
+  a.units = kGated ? p.w.rows / 2 : (p.w.rows + kOutputs - 1) / kOutputs;
   // Tiles of whole rounds of the warp, so that lanes take the same inputs whatever the tile.
   constexpr int64_t kRound = kWarp * Pack<T>::kSize * kUnroll;
   const int64_t fits = kTileBytes / (kRows * sizeof(T)) / kRound * kRound;
