@@ -34,25 +34,41 @@ struct MassCase {
 
 class AttentionMass : public testing::TestWithParam<std::tuple<MassCase, DeviceUnderTest>> {
  protected:
+  static constexpr int kLength = 520;
+
   void SetUp() override { SKIP_UNLESS_OPENS(std::get<1>(GetParam())); }
+
+  static AttentionSpec Spec() {
+    const MassCase& c = std::get<0>(GetParam());
+    AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
+    spec.window = c.window;
+    spec.softcap = c.softcap;
+    return spec;
+  }
+  static KvCacheShape Shape(int max_tokens) {
+    const auto& [c, under_test] = GetParam();
+    return {.lanes = 1,
+            .kv_heads = c.kv_heads,
+            .head_dim = c.head_dim,
+            .length = kLength,
+            .max_tokens = max_tokens,
+            .plain = under_test.cuda ? under_test.activations : c.plain};
+  }
+  static CacheConfig Config(const std::string& policy) {
+    CacheConfig config;
+    config.storage = std::get<0>(GetParam()).storage;
+    config.policy.policy = policy;
+    return config;
+  }
 };
 
 TEST_P(AttentionMass, SumsToTheTokensOfTheChunkAndEqualsTheOracle) {
   const auto& [c, under_test] = GetParam();
+  const int length = kLength;
   const auto device = under_test.Open();
-  AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
-  spec.window = c.window;
-  spec.softcap = c.softcap;
-  const int length = 520;
-  const KvCacheShape shape{.lanes = 1,
-                           .kv_heads = c.kv_heads,
-                           .head_dim = c.head_dim,
-                           .length = length,
-                           .max_tokens = 700,
-                           .plain = under_test.cuda ? under_test.activations : c.plain};
-  CacheConfig config;
-  config.storage = c.storage;
-  config.policy.policy = c.policy;
+  const AttentionSpec spec = Spec();
+  const KvCacheShape shape = Shape(700);
+  const CacheConfig config = Config(c.policy);
   CacheDriver driver(*device, config, shape, spec, under_test.activations);
   reference::KvLaneReference oracle(ReferenceSpec(c.storage, shape, spec, config.policy));
   driver.Open(0, config.policy);
@@ -85,20 +101,11 @@ TEST_P(AttentionMass, SumsToTheTokensOfTheChunkAndEqualsTheOracle) {
 // Once tokens are evicted their slots lie in any order. A slot that is written anew begins at zero.
 TEST_P(AttentionMass, SumsToTheTokensOfTheChunkAfterEvictions) {
   const auto& [c, under_test] = GetParam();
+  const int length = kLength;
   const auto device = under_test.Open();
-  AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
-  spec.window = c.window;
-  spec.softcap = c.softcap;
-  const int length = 520;
-  const KvCacheShape shape{.lanes = 1,
-                           .kv_heads = c.kv_heads,
-                           .head_dim = c.head_dim,
-                           .length = length,
-                           .max_tokens = length,
-                           .plain = under_test.cuda ? under_test.activations : c.plain};
-  CacheConfig config;
-  config.storage = c.storage;
-  config.policy.policy = "h2o";
+  const AttentionSpec spec = Spec();
+  const KvCacheShape shape = Shape(length);
+  const CacheConfig config = Config("h2o");
   CacheDriver driver(*device, config, shape, spec, under_test.activations);
   driver.Open(0, config.policy);
   driver.Run({.lane = 0, .tokens = length, .stream = 13});
