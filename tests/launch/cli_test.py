@@ -68,10 +68,9 @@ class Weights(unittest.TestCase):
             off = [abs(a - b) for x, y in zip(plain, other) for a, b in zip(x, y)]
             return sum(off) / len(off)
         # Logits of random weights have nothing that holds them, so rounding shows in full; that to bf16 is the
-        # measure. Blocks of 8 bits, of weights and of activations, are about 5 times as coarse; 4 bits 16 times that,
-        # which is too much to add up without saturating.
+        # measure. Blocks of 8 bits, of weights and of activations, come to 2.9 times as much, those of 4 to 15.4.
         bf16 = distance(self.score('plain', dtype='bf16'))
-        for storage, ratio in ('int8', 6), ('int4', 30):
+        for storage, ratio in ('int8', 4), ('int4', 20):
             packed = self.score(storage)
             self.assertGreater(distance(packed), 0, storage)
             self.assertLess(distance(packed), ratio * bf16, storage)
