@@ -12,13 +12,11 @@ three digits after that h2o_vnorm has mostly lost track as well: it chose what t
 Standard library only. Exit 77: skipped, the model cannot be fetched.
 """
 import json
-import pathlib
 import subprocess
-import sys
 import unittest
 
-KEYLINE = sys.argv.pop(1)
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from command_line import KEYLINE, smollm2
+
 CODES = {'Lisbon': '7421', 'Bergen': '3958', 'Kyoto': '6137'}
 HAYSTACK = [
     'The harbour was quiet in the morning, and the gulls sat on the warm stones of the pier.',
@@ -76,9 +74,5 @@ class Needle(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    fetched = subprocess.run([ROOT / 'launch/fetch_smollm2.sh'], capture_output=True, text=True)
-    if fetched.returncode != 0:
-        print(f'skipped: {fetched.stderr.strip()}')
-        sys.exit(77)
-    MODEL = str(ROOT / fetched.stdout.strip())
+    MODEL = smollm2()
     unittest.main()

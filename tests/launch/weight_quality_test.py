@@ -15,11 +15,10 @@ import json
 import pathlib
 import struct
 import subprocess
-import sys
 import tempfile
 import unittest
 
-from command_line import KEYLINE, tensors
+from command_line import KEYLINE, smollm2, tensors
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -54,9 +53,5 @@ BOUNDS = {'file': (0.02, 0.12), 'int8': (0.02, 0.15), 'int4': (0.02, 0.12)}
 TOKENS = struct.unpack('<2048i', tensors(ROOT / 'tests/golden/real/smollm2-135m-instruct-text.safetensors')['token_ids'][1])
 
 if __name__ == '__main__':
-    fetched = subprocess.run([ROOT / 'launch/fetch_smollm2.sh'], capture_output=True, text=True)
-    if fetched.returncode != 0:
-        print(f'skipped: {fetched.stderr.strip()}')
-        sys.exit(77)
-    MODEL = str(ROOT / fetched.stdout.strip())
+    MODEL = smollm2()
     unittest.main()
