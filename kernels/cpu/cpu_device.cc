@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +18,7 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/matmul/weight_layout.h"
 #include "kernels/cpu/open_cpu.h"
+#include "kernels/device/status_macros.h"
 #include "kernels/ops/op_table.h"
 
 namespace keyline {
@@ -24,6 +26,12 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kLarge = 2 * kHugePage;  // from here on blocks are mappings of their own
+
+size_t ScratchBytes(const PassShape& shape) {
+  return std::max(
+      {cpu::MatMulScratch(shape), cpu::AttentionScratch(shape), cpu::SampleScratch(shape)});
+}
 
 constexpr OpTable kCpuOps = {
     .packed_bytes = cpu::PackedBytes,
@@ -50,6 +58,7 @@ constexpr OpTable kCpuOps = {
     .advance_lanes = cpu::AdvanceLanes,
     .pack_lane = cpu::PackLane,
     .unpack_lane = cpu::UnpackLane,
+    .scratch_bytes = ScratchBytes,
     .read_memory = cpu::ReadMemory,
     .multiply_rate = cpu::MultiplyRate,
     .upload_rate = cpu::UploadRate,
@@ -92,22 +101,15 @@ void* MapHugePages(size_t bytes) {
 CpuDevice::CpuDevice(int threads, const KernelSet& kernels)
     : Device("cpu", kCpuOps), pool_(threads), kernels_(&kernels) {}
 
-CpuDevice::~CpuDevice() {
-  if (!blocks_.empty()) LOG(ERROR) << blocks_.size() << " blocks of memory outlive their device";
-}
-
-absl::StatusOr<void*> CpuDevice::Allocate(size_t bytes) {
-  const bool large = bytes >= 2 * kHugePage;
+absl::StatusOr<void*> CpuDevice::AllocateMemory(size_t bytes) {
   void* memory = nullptr;
-  size_t size = 0;
-  if (!large) {
-    size = RoundUp(std::max<size_t>(bytes, 1), kAlignment);
+  if (bytes < kLarge) {
+    const size_t size = RoundUp(std::max<size_t>(bytes, 1), kAlignment);
     memory = std::aligned_alloc(kAlignment, size);
     if (memory != nullptr) std::memset(memory, 0, size);
   } else if (bytes <=
              this->memory().free_bytes) {  // a mapping alone would succeed, its use would not
-    size = RoundUp(bytes, kHugePage);
-    memory = MapHugePages(size);
+    memory = MapHugePages(RoundUp(bytes, kHugePage));
   }
   if (memory == nullptr) {
     const DeviceMemory now = this->memory();
@@ -115,25 +117,14 @@ absl::StatusOr<void*> CpuDevice::Allocate(size_t bytes) {
                                                      " bytes: ", now.free_bytes, " of ",
                                                      now.total_bytes, " bytes are free"));
   }
-  std::lock_guard<std::mutex> lock(mutex_);
-  blocks_[memory] = large ? size : 0;
   return memory;
 }
 
-void CpuDevice::Free(void* memory) {
-  if (memory == nullptr) return;
-  size_t mapped = 0;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const auto block = blocks_.find(memory);
-    CHECK(block != blocks_.end()) << memory << " is not memory of this device";
-    mapped = block->second;
-    blocks_.erase(block);
-  }
-  if (mapped > 0) {
-    munmap(memory, mapped);
-  } else {
+void CpuDevice::FreeMemory(void* memory, size_t bytes) {
+  if (bytes < kLarge) {
     std::free(memory);
+  } else {
+    munmap(memory, RoundUp(bytes, kHugePage));
   }
 }
 
@@ -170,14 +161,18 @@ void CpuStream::ZeroAsync(void* to, size_t bytes) {
   if (bytes > 0) std::memset(to, 0, bytes);
 }
 
+absl::Status CpuStream::ReserveScratch(size_t bytes) {
+  if (bytes <= scratch_bytes_) return absl::OkStatus();
+  device_->Free(std::exchange(scratch_, nullptr));
+  scratch_bytes_ = 0;
+  ASSIGN_OR_RETURN(scratch_, device_->Allocate(bytes));
+  scratch_bytes_ = bytes;
+  return absl::OkStatus();
+}
+
 void* CpuStream::Scratch(size_t bytes) {
-  if (bytes > scratch_bytes_) {
-    device_->Free(scratch_);
-    absl::StatusOr<void*> scratch = device_->Allocate(bytes);
-    CHECK(scratch.ok()) << scratch.status();
-    scratch_ = *scratch;
-    scratch_bytes_ = bytes;
-  }
+  const absl::Status reserved = ReserveScratch(bytes);
+  CHECK(reserved.ok()) << reserved;
   return scratch_;
 }
 

@@ -7,9 +7,7 @@
 
 #include <cstddef>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <unordered_map>
 
 #include "absl/status/statusor.h"
 #include "kernels/cpu/isa/kernel_set.h"
@@ -21,10 +19,9 @@ namespace keyline {
 class CpuDevice final : public Device {
  public:
   CpuDevice(int threads, const KernelSet& kernels);
-  ~CpuDevice() override;
 
-  absl::StatusOr<void*> Allocate(size_t bytes) override;
-  void Free(void* memory) override;
+  absl::StatusOr<void*> AllocateHost(size_t bytes) override { return AllocateMemory(bytes); }
+  void FreeHost(void* memory, size_t bytes) override { FreeMemory(memory, bytes); }
   std::unique_ptr<Stream> NewStream() override;
   std::unique_ptr<Event> NewEvent() override;
   std::unique_ptr<Event> NewTimer() override { return NewEvent(); }
@@ -37,10 +34,11 @@ class CpuDevice final : public Device {
   const KernelSet& kernels() const { return *kernels_; }
 
  private:
+  absl::StatusOr<void*> AllocateMemory(size_t bytes) override;
+  void FreeMemory(void* memory, size_t bytes) override;
+
   ThreadPool pool_;
   const KernelSet* kernels_;
-  std::mutex mutex_;
-  std::unordered_map<void*, size_t> blocks_;  // mapped bytes of each block; guarded by mutex_
 };
 
 class CpuStream final : public Stream {
@@ -51,6 +49,7 @@ class CpuStream final : public Stream {
   void CopyAsync(void* to, const void* from, size_t bytes) override;
   void ZeroAsync(void* to, size_t bytes) override;
   void Synchronize() override {}
+  absl::Status ReserveScratch(size_t bytes) override;
 
   // Working memory of the operation under way, aligned to 256 bytes, contents undefined; the next
   // call takes it back. It grows to the largest size asked for and stays.

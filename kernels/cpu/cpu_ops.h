@@ -22,7 +22,13 @@ void NormMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, c
 void NormGatedMatMul(Stream& s, TensorView out, TensorView in, const RmsNorm& norm, const Weight& w,
                      Activation activation);
 
+size_t MatMulScratch(const PassShape& shape);
+
+// attention/attention.cc
+size_t AttentionScratch(const PassShape& shape);
+
 // logits/sample.cc
+size_t SampleScratch(const PassShape& shape);
 void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
             const int32_t* positions, const SamplingParams* params);
 

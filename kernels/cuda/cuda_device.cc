@@ -1,6 +1,8 @@
 #include "kernels/cuda/cuda_device.h"
 
+#include <algorithm>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_check.h"
@@ -8,11 +10,17 @@
 #include "kernels/cuda/matmul/cublas_lt.h"
 #include "kernels/cuda/matmul/gemm_plans.h"
 #include "kernels/cuda/open_cuda.h"
+#include "kernels/device/status_macros.h"
 #include "kernels/ops/op_table.h"
 
 namespace keyline {
 namespace cuda {
 namespace {
+
+size_t ScratchBytes(const PassShape& shape) {
+  return LargeMatMulBytes(shape) +
+         std::max({MatMulScratch(shape), AttentionScratch(shape), PlaceScratch(shape)});
+}
 
 constexpr OpTable kCudaOps = {
     .packed_bytes = PackedBytes,
@@ -39,6 +47,7 @@ constexpr OpTable kCudaOps = {
     .advance_lanes = AdvanceLanes,
     .pack_lane = PackLane,
     .unpack_lane = UnpackLane,
+    .scratch_bytes = ScratchBytes,
     .read_memory = ReadMemory,
     .multiply_rate = MultiplyRate,
     .upload_rate = UploadRate,
@@ -77,25 +86,32 @@ CudaStream::CudaStream(Device& device, int index) : Stream(device), index_(index
 CudaStream::~CudaStream() {
   const CurrentDevice current(index_);
   ForgetGraphs();
-  CUDA_CHECK(cudaFree(scratch_));
+  gemm_plans_.reset();
+  device().Free(scratch_);
   CUDA_CHECK(cudaStreamDestroy(stream_));
 }
 
+absl::Status CudaStream::ReserveScratch(size_t bytes) {
+  if (bytes <= scratch_bytes_) return absl::OkStatus();
+  const CurrentDevice current(index_);
+  ForgetGraphs();  // they hold the old address
+  device().Free(std::exchange(scratch_, nullptr));
+  scratch_bytes_ = 0;
+  ASSIGN_OR_RETURN(scratch_, device().Allocate(bytes));
+  scratch_bytes_ = bytes;
+  return absl::OkStatus();
+}
+
 void* CudaStream::Scratch(size_t bytes) {
-  if (bytes > scratch_bytes_) {
-    const CurrentDevice current(index_);
-    ForgetGraphs();  // they hold the old address
-    CUDA_CHECK(cudaFree(scratch_));
-    CUDA_CHECK(cudaMalloc(&scratch_, bytes));
-    scratch_bytes_ = bytes;
-  }
+  const absl::Status reserved = ReserveScratch(bytes);
+  CHECK(reserved.ok()) << reserved;
   return scratch_;
 }
 
 GemmPlans& CudaStream::gemm_plans() {
   if (gemm_plans_ == nullptr) {
     const CurrentDevice current(index_);
-    gemm_plans_ = std::make_unique<GemmPlans>();
+    gemm_plans_ = std::make_unique<GemmPlans>(device());
   }
   return *gemm_plans_;
 }
@@ -190,7 +206,7 @@ double CudaEvent::SecondsSince(const Event& earlier) {
 
 CudaDevice::CudaDevice(int index) : Device(absl::StrCat("cuda:", index), kCudaOps), index_(index) {}
 
-absl::StatusOr<void*> CudaDevice::Allocate(size_t bytes) {
+absl::StatusOr<void*> CudaDevice::AllocateMemory(size_t bytes) {
   const CurrentDevice current(index_);
   void* memory = nullptr;
   const cudaError_t code = cudaMalloc(&memory, bytes);
@@ -207,10 +223,26 @@ absl::StatusOr<void*> CudaDevice::Allocate(size_t bytes) {
   return memory;
 }
 
-void CudaDevice::Free(void* memory) {
+void CudaDevice::FreeMemory(void* memory, size_t /*bytes*/) {
   const CurrentDevice current(index_);
   CUDA_CHECK(cudaFree(memory));
 }
+
+absl::StatusOr<void*> CudaDevice::AllocateHost(size_t bytes) {
+  const CurrentDevice current(index_);
+  void* memory = nullptr;
+  // The driver places the pages near the calling thread.
+  const cudaError_t code = cudaHostAlloc(&memory, bytes, cudaHostAllocPortable);
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // as above
+    return absl::ResourceExhaustedError(
+        absl::StrCat(name(), ": the host has no room for ", bytes, " bytes of pinned memory"));
+  }
+  CUDA_CHECK(code);
+  return memory;
+}
+
+void CudaDevice::FreeHost(void* memory, size_t /*bytes*/) { CUDA_CHECK(cudaFreeHost(memory)); }
 
 std::unique_ptr<Stream> CudaDevice::NewStream() {
   return std::make_unique<CudaStream>(*this, index_);

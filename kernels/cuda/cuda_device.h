@@ -39,6 +39,7 @@ class CudaStream final : public Stream {
   void ZeroAsync(void* to, size_t bytes) override;
   void Synchronize() override;
   void Replay(uint64_t key, const std::function<void()>& enqueue) override;
+  absl::Status ReserveScratch(size_t bytes) override;
 
   cudaStream_t get() const { return stream_; }
   // Of the calling thread: kernels are launched on its current device, whatever the stream's.
@@ -87,8 +88,8 @@ class CudaDevice final : public Device {
  public:
   // REQUIRES: the machine has a device `index`.
   explicit CudaDevice(int index);
-  absl::StatusOr<void*> Allocate(size_t bytes) override;
-  void Free(void* memory) override;
+  absl::StatusOr<void*> AllocateHost(size_t bytes) override;
+  void FreeHost(void* memory, size_t bytes) override;
   std::unique_ptr<Stream> NewStream() override;
   std::unique_ptr<Event> NewEvent() override;
   std::unique_ptr<Event> NewTimer() override;
@@ -100,6 +101,9 @@ class CudaDevice final : public Device {
   int index() const { return index_; }
 
  private:
+  absl::StatusOr<void*> AllocateMemory(size_t bytes) override;
+  void FreeMemory(void* memory, size_t bytes) override;
+
   const int index_;
 };
 

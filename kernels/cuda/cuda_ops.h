@@ -36,7 +36,11 @@ void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lane
 void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targets);
 void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorView logits);
 
+size_t MatMulScratch(const PassShape& shape);     // matmul.cu
+size_t LargeMatMulBytes(const PassShape& shape);  // large_matmul.cc: besides scratch memory
+
 // attention/
+size_t AttentionScratch(const PassShape& shape);
 void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Batch& batch,
                const KvMemory& kv, const SlotTable& table, const AttentionSpec& spec);
 bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch, const KvMemory& kv,
@@ -44,6 +48,7 @@ bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch,
                   std::span<const PolicyRule> policies);
 
 // cache/
+size_t PlaceScratch(const PassShape& shape);
 void ClearLane(Stream& s, const SlotTable& table, int lane);
 void PlaceInRing(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
                  int policy);

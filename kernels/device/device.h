@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -38,6 +40,9 @@ class Stream {
   // can record work (a CUDA graph) calls it the first two times of a key only and then launches its
   // recording as one piece.
   virtual void Replay(uint64_t /*key*/, const std::function<void()>& enqueue) { enqueue(); }
+  // Takes the memory that operations with working memory of up to `bytes` (ops::ScratchBytes) will
+  // use, so that none is taken later. RESOURCE_EXHAUSTED where there is no room.
+  virtual absl::Status ReserveScratch(size_t /*bytes*/) { return absl::OkStatus(); }
 
   // What a thread does again and again while it waits for this stream: messages between ranks move
   // on only while somebody calls for them, and what the stream waits for may need them. Null:
@@ -74,13 +79,26 @@ struct DeviceMemory {
 
 class Device {
  public:
-  virtual ~Device() = default;
+  virtual ~Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  // Zeroed, aligned to 256 bytes. RESOURCE_EXHAUSTED names the bytes asked for and what is free.
-  virtual absl::StatusOr<void*> Allocate(size_t bytes) = 0;
-  virtual void Free(void* memory) = 0;
+  // Zeroed, aligned to 256 bytes. RESOURCE_EXHAUSTED names the bytes asked for and what is free, or
+  // what the limit leaves.
+  absl::StatusOr<void*> Allocate(size_t bytes);
+  void Free(void* memory);
+  // Most bytes that Allocate gives out at a time, from now on; whatever is out stays.
+  void LimitMemory(size_t bytes);
+  // Bytes that are out, and the most that ever were. What a driver needs for itself is not in it.
+  size_t used_bytes() const;
+  size_t peak_bytes() const;
+
+  // Host memory that copies from and to this device take at the full speed of the link, without
+  // waiting for anything (pinned). Contents undefined; aligned to 256 bytes. RESOURCE_EXHAUSTED as
+  // above. Not counted as device memory.
+  virtual absl::StatusOr<void*> AllocateHost(size_t bytes) = 0;
+  virtual void FreeHost(void* memory, size_t bytes) = 0;
+
   virtual std::unique_ptr<Stream> NewStream() = 0;
   virtual std::unique_ptr<Event> NewEvent() = 0;
   virtual std::unique_ptr<Event> NewTimer() = 0;  // an event that knows when it was reached
@@ -99,8 +117,16 @@ class Device {
   Device(std::string name, const OpTable& ops) : name_(std::move(name)), ops_(&ops) {}
 
  private:
+  virtual absl::StatusOr<void*> AllocateMemory(size_t bytes) = 0;
+  virtual void FreeMemory(void* memory, size_t bytes) = 0;
+
   std::string name_;
   const OpTable* ops_;
+  mutable std::mutex mutex_;
+  std::unordered_map<void*, size_t> blocks_;  // guarded by mutex_, as are the next three
+  size_t limit_ = SIZE_MAX;
+  size_t used_ = 0;
+  size_t peak_ = 0;
 };
 
 struct DeviceOptions {

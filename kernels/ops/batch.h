@@ -85,6 +85,24 @@ struct SampledToken {
   int32_t non_finite = 0;  // how many logits were NaN or infinite
 };
 
+// The largest pass that a stage will run: what its operations' working memory depends on.
+struct PassShape {
+  DType weights = DType::kF32;
+  bool packed = false;  // some are blocks of integers
+  int tokens = 0;
+  int chunks = 0;
+  int hidden = 0;  // widths of activations
+  int qkv = 0;
+  int attended = 0;
+  int mlp = 0;
+  int heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;
+  int slots = 0;       // per lane and KV head, of the longest cache
+  int logit_rows = 0;  // 0: no head here
+  int vocab = 0;
+};
+
 enum class Activation : uint8_t { kSilu, kGeluTanh, kGelu };
 
 }  // namespace keyline

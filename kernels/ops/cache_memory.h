@@ -56,6 +56,9 @@ constexpr size_t KvPackedRowBytes(KvFormat f, int head_dim) {
 }
 
 constexpr int kSlotPadding = 64;  // physical slots of a lane are a multiple of this
+constexpr int PhysicalSlots(int length) {
+  return (length + kSlotPadding - 1) / kSlotPadding * kSlotPadding;
+}
 
 // K and V of all lanes of a layer: [lanes, kv_heads, slots] vectors each.
 struct KvMemory {

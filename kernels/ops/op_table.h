@@ -52,6 +52,9 @@ struct OpTable {
   void (*pack_lane)(Stream&, std::byte* packed, const KvMemory&, int lane, int slots);
   void (*unpack_lane)(Stream&, const KvMemory&, int lane, int slots, const std::byte* packed);
 
+  // Working memory that the operations of any pass of this shape need at most.
+  size_t (*scratch_bytes)(const PassShape&);
+
   // What the device can do at best, the denominators of benchmarks (probe.h).
   // Enqueues a read of `bytes` of memory, a multiple of 4096, aligned to 256, that keeps nothing.
   void (*read_memory)(Stream&, const void* memory, size_t bytes);

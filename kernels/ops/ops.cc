@@ -117,4 +117,8 @@ void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorV
   Table(s).top_log_probs(s, tokens, logprobs, count, logits);
 }
 
+size_t ScratchBytes(const Device& device, const PassShape& shape) {
+  return device.ops().scratch_bytes(shape);
+}
+
 }  // namespace keyline::ops

@@ -73,4 +73,10 @@ void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targ
 // first among equals.  tokens, logprobs: [n, count], device.
 void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorView logits);
 
+// ---- Working memory ---------------------------------------------------------------------------
+
+// Device memory that operations on passes of at most this shape take for themselves, at most; see
+// Stream::ReserveScratch.
+size_t ScratchBytes(const Device& device, const PassShape& shape);
+
 }  // namespace keyline::ops

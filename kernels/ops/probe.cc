@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <vector>
 
+#include "kernels/device/host_block.h"
 #include "kernels/device/status_macros.h"
 #include "kernels/ops/op_table.h"
 
@@ -91,6 +93,25 @@ double DeviceProbe::Seconds(Stream& stream, absl::FunctionRef<void()> work) {
   work();
   end_->Record(stream);
   return end_->SecondsSince(*begin_);
+}
+
+absl::StatusOr<double> MeasureLink(Device& device) {
+  const size_t bytes = device.memory_is_host() ? kWindowBytes : kHostBytes;
+  ASSIGN_OR_RETURN(const HostBlock from, HostBlock::Allocate(device, bytes));
+  std::memset(from.data(), 1, bytes);  // untouched pages are all one page of zeros
+  ASSIGN_OR_RETURN(const Tensor to,
+                   Tensor::Allocate(device, DType::kU8, {static_cast<int64_t>(bytes)}));
+  const std::unique_ptr<Stream> stream = device.NewStream();
+  const std::unique_ptr<Event> begin = device.NewTimer();
+  const std::unique_ptr<Event> end = device.NewTimer();
+  double best = 0;
+  for (int i = 0; i < kHostPasses; ++i) {
+    begin->Record(*stream);
+    stream->CopyAsync(to.view().data, from.data(), bytes);
+    end->Record(*stream);
+    best = std::max(best, static_cast<double>(bytes) / end->SecondsSince(*begin));
+  }
+  return best;
 }
 
 }  // namespace keyline

@@ -44,4 +44,9 @@ class DeviceProbe {
   size_t next_ = 0;  // where the next window of a small read begins
 };
 
+// Bytes a second of copies from pinned host memory to the device, on the CPU from memory to memory:
+// what layers stream at, at best. Takes up to 256 MiB of both for a moment; RESOURCE_EXHAUSTED
+// where there is no room.
+absl::StatusOr<double> MeasureLink(Device& device);
+
 }  // namespace keyline

@@ -42,8 +42,6 @@ PolicyNeeds NeedsOf(const Policies& policies) {
   return all;
 }
 
-int PhysicalSlots(int length) { return (length + kSlotPadding - 1) / kSlotPadding * kSlotPadding; }
-
 absl::Status CheckShape(const KvCacheShape& shape) {
   const auto positive = [](const char* field, int value) {
     return value > 0 ? absl::OkStatus()

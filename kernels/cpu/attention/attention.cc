@@ -385,6 +385,18 @@ class Pass {
 
 }  // namespace
 
+// As Pass::LayOut takes it: split chunks have at most kMaxQueryRows rows.
+size_t AttentionScratch(const PassShape& shape) {
+  const int64_t group = shape.heads / shape.kv_heads;
+  const int64_t segments = (shape.slots + kSegmentSlots - 1) / kSegmentSlots;
+  const int64_t padded = (shape.head_dim + 15) / 16 * 16;
+  const int64_t split_rows =
+      std::min(int64_t{shape.chunks} * kMaxQueryRows, shape.tokens * group) * shape.kv_heads;
+  const int64_t weights = int64_t{shape.chunks} * shape.heads * shape.slots;
+  const int64_t sums = int64_t{2} * shape.tokens * shape.heads;
+  return (split_rows * segments * (2 + padded) + weights + sums) * sizeof(float);
+}
+
 void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Batch& batch,
                const KvMemory& kv, const SlotTable& table, const AttentionSpec& spec) {
   Pass(s, out, mass, qkv, batch, kv, table, spec).Run();

@@ -91,6 +91,10 @@ SampledToken SampleRow(const KernelSet& kernels, const float* logits, int64_t vo
 
 }  // namespace
 
+size_t SampleScratch(const PassShape& shape) {
+  return BytesOf(DType::kF32, int64_t{shape.logit_rows} * shape.vocab);
+}
+
 void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
             const int32_t* positions, const SamplingParams* params) {
   CpuStream& cpu = AsCpu(s);

@@ -207,6 +207,13 @@ Finish GateOf(Activation activation) {
 
 }  // namespace
 
+size_t MatMulScratch(const PassShape& shape) {
+  // At most four bytes an input in every format, whole steps, and an odd number of lines.
+  const int64_t inputs = std::max({shape.hidden, shape.attended, shape.mlp});
+  const int64_t stride = RoundUp(RoundUp(inputs, kBlockInputs) * 4, kLine) + kLine;
+  return std::max(shape.tokens, shape.logit_rows) * stride;
+}
+
 void MatMul(Stream& s, TensorView out, TensorView in, const Weight& w) {
   Multiply(AsCpu(s), out, in, nullptr, w, Finish::kStore);
 }

@@ -70,6 +70,19 @@ void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode) 
 
 }  // namespace
 
+// As Provide takes it.
+size_t AttentionScratch(const PassShape& shape) {
+  KvMemory kv;
+  kv.slots = shape.slots;
+  kv.head_dim = shape.head_dim;
+  const size_t group = shape.heads / shape.kv_heads;
+  const size_t lse = size_t(shape.tokens) * shape.heads;
+  const size_t parts =
+      size_t(shape.chunks) * shape.kv_heads * PartFloats(kv, static_cast<int>(group));
+  const size_t logits = size_t(shape.chunks) * shape.heads * shape.slots;
+  return (lse + parts + logits) * sizeof(float);
+}
+
 bool HasMma(int head_dim) {
   return head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128 || head_dim == 256;
 }

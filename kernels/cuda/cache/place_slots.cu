@@ -209,6 +209,13 @@ void PlaceInRing(Stream& s, const Placement& out, const Batch& batch, const Slot
   CUDA_CHECK(cudaGetLastError());
 }
 
+// As PlaceByScore takes it.
+size_t PlaceScratch(const PassShape& shape) {
+  const int room = PowerOfTwoFrom(std::min(shape.tokens, shape.slots));
+  if (room <= kSharedKeys) return 0;
+  return size_t(shape.chunks) * shape.kv_heads * room * sizeof(uint64_t);
+}
+
 void PlaceByScore(Stream& s, const Placement& out, const Batch& batch, const SlotTable& table,
                   int policy, const ScoreRule& rule) {
   const int room = PowerOfTwoFrom(std::min(batch.max_chunk_tokens, table.slots));

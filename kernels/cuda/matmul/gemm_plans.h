@@ -6,6 +6,7 @@
 
 #include <memory>
 
+#include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
 #include "kernels/ops/weight.h"
 
@@ -13,8 +14,8 @@ namespace keyline::cuda {
 
 class GemmPlans {
  public:
-  // For the calling thread's current device.
-  GemmPlans();
+  // `device`: the calling thread's current one. Its workspace is memory of it.
+  explicit GemmPlans(Device& device);
   ~GemmPlans();
 
   // out = in * w^T, or added to out. The first product of a shape tries the algorithms that

@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/matmul/cublas_lt.h"
 #include "kernels/cuda/matmul/gemm_plans.h"
 #include "kernels/cuda/matmul/product.h"
@@ -62,6 +63,7 @@ uint32_t AlignmentOf(const void* data) {
 
 // What is known of one shape.
 struct GemmPlans::State {
+  Device* device = nullptr;
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool, uint32_t,
                          uint32_t, uint32_t>;
   cublasLtHandle_t handle = nullptr;
@@ -71,7 +73,8 @@ struct GemmPlans::State {
   std::map<Key, cublasLtMatmulAlgo_t> algorithms;
 };
 
-GemmPlans::GemmPlans() : state_(std::make_unique<State>()) {
+GemmPlans::GemmPlans(Device& device) : state_(std::make_unique<State>()) {
+  state_->device = &device;
   CUBLAS_CHECK(Lt().create(&state_->handle));
   CUBLAS_CHECK(Lt().desc_create(&state_->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   const cublasOperation_t transposed = CUBLAS_OP_T;
@@ -83,14 +86,16 @@ GemmPlans::GemmPlans() : state_(std::make_unique<State>()) {
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
   prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
-  CUDA_CHECK(cudaMalloc(&state_->workspace, kWorkspaceBytes));
+  absl::StatusOr<void*> workspace = device.Allocate(kWorkspaceBytes);
+  CHECK(workspace.ok()) << workspace.status();
+  state_->workspace = *workspace;
 }
 
 GemmPlans::~GemmPlans() {
   Lt().preference_destroy(state_->preference);
   Lt().desc_destroy(state_->desc);
   Lt().destroy(state_->handle);
-  cudaFree(state_->workspace);
+  state_->device->Free(state_->workspace);
 }
 
 void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const Weight& w, bool add) {
@@ -135,9 +140,11 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
     int best = 0;
     cudaStreamCaptureStatus capturing;
     CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
-    void* elsewhere = nullptr;  // the product must not be added to out more than once
-    if (count > 1 && capturing == cudaStreamCaptureStatusNone &&
-        cudaMalloc(&elsewhere, BytesOf(out.dtype, rows * w.rows)) == cudaSuccess) {
+    absl::StatusOr<void*> elsewhere;  // the product must not be added to out more than once
+    if (count > 1 && capturing == cudaStreamCaptureStatusNone) {
+      elsewhere = state.device->Allocate(BytesOf(out.dtype, rows * w.rows));
+    }
+    if (elsewhere.ok()) {  // no room for a trial is no error
       const Layout d(out.dtype, w.rows, rows, w.rows);
       cudaEvent_t begin, end;
       CUDA_CHECK(cudaEventCreate(&begin));
@@ -145,10 +152,10 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
       float best_ms = std::numeric_limits<float>::infinity();
       for (int i = 0; i < count; ++i) {
         // An algorithm may not take the other stride; it then keeps its place behind the others.
-        if (multiply(elsewhere, d, candidates[i].algo) != CUBLAS_STATUS_SUCCESS) continue;
+        if (multiply(*elsewhere, d, candidates[i].algo) != CUBLAS_STATUS_SUCCESS) continue;
         CUDA_CHECK(cudaEventRecord(begin, stream));
         for (int run = 0; run < kTimedRuns; ++run) {
-          CUBLAS_CHECK(multiply(elsewhere, d, candidates[i].algo));
+          CUBLAS_CHECK(multiply(*elsewhere, d, candidates[i].algo));
         }
         CUDA_CHECK(cudaEventRecord(end, stream));
         CUDA_CHECK(cudaEventSynchronize(end));
@@ -161,13 +168,21 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
       }
       CUDA_CHECK(cudaEventDestroy(begin));
       CUDA_CHECK(cudaEventDestroy(end));
-      CUDA_CHECK(cudaFree(elsewhere));
-    } else {
-      cudaGetLastError();  // no room for a trial is no error
+      state.device->Free(*elsewhere);
     }
     found = state.algorithms.emplace(key, candidates[best].algo).first;
   }
   CUBLAS_CHECK(multiply(out.data, c, found->second));
+}
+
+// The workspace, and where algorithms are tried.
+size_t LargeMatMulBytes(const PassShape& shape) {
+  const DType type = IsFloat(shape.weights) ? shape.weights : DType::kBF16;
+  const int64_t outputs = std::max(shape.qkv, shape.hidden);
+  const size_t trial = std::max({BytesOf(type, int64_t{2} * shape.tokens * shape.mlp),
+                                 BytesOf(DType::kF32, shape.tokens * outputs),
+                                 BytesOf(DType::kF32, int64_t{shape.logit_rows} * shape.vocab)});
+  return kWorkspaceBytes + trial;
 }
 
 void LargeProduct(Stream& s, TensorView out, TensorView in, const Weight& w, bool add) {

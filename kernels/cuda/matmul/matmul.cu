@@ -213,6 +213,20 @@ void Multiply(Stream& s, const Product& p) {
 
 }  // namespace
 
+// As Multiply takes it: normed rows, a piece of dequantised weights with its biases, and sums
+// before bias or gate.
+size_t MatMulScratch(const PassShape& shape) {
+  const DType type = IsFloat(shape.weights) ? shape.weights : DType::kBF16;
+  const int64_t rows = std::max(shape.tokens, shape.logit_rows);
+  const int64_t inputs = std::max({shape.hidden, shape.attended, shape.mlp});
+  const size_t row = BytesOf(type, 2 * PaddedCols(inputs)) + 2 * sizeof(float);
+  const size_t piece = shape.packed ? kPieceBytes + (kPieceOutputs + 1) * row + 2 * kAlignment : 0;
+  const size_t biases = shape.packed ? int64_t{2} * shape.mlp * sizeof(float) : 0;
+  return RoundUp(BytesOf(type, rows * inputs)) + piece + biases +
+         std::max(BytesOf(type, int64_t{2} * shape.tokens * shape.mlp),
+                  BytesOf(DType::kF32, int64_t{shape.tokens} * std::max(shape.qkv, shape.hidden)));
+}
+
 void MatMul(Stream& s, TensorView out, TensorView in, const Weight& w) {
   Multiply(s, {.out = out, .in = in, .w = w});
 }

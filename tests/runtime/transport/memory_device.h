@@ -15,8 +15,8 @@ class MemoryDevice : public Device {
   explicit MemoryDevice(bool memory_is_host)
       : Device(memory_is_host ? "near" : "far", kNoOps), memory_is_host_(memory_is_host) {}
 
-  absl::StatusOr<void*> Allocate(size_t bytes) override { return std::calloc(1, bytes); }
-  void Free(void* memory) override { std::free(memory); }
+  absl::StatusOr<void*> AllocateHost(size_t bytes) override { return std::calloc(1, bytes); }
+  void FreeHost(void* memory, size_t) override { std::free(memory); }
   std::unique_ptr<Stream> NewStream() override { return std::make_unique<MemoryStream>(*this); }
   std::unique_ptr<Event> NewEvent() override { return nullptr; }
   std::unique_ptr<Event> NewTimer() override { return nullptr; }
@@ -26,6 +26,9 @@ class MemoryDevice : public Device {
   DType ActivationType(DType weights) const override { return weights; }
 
  private:
+  absl::StatusOr<void*> AllocateMemory(size_t bytes) override { return std::calloc(1, bytes); }
+  void FreeMemory(void* memory, size_t) override { std::free(memory); }
+
   class MemoryStream : public Stream {
    public:
     explicit MemoryStream(Device& device) : Stream(device) {}
