@@ -108,28 +108,16 @@ absl::Status ReadAndPack(const Device& device, const std::vector<Piece>& pieces)
 
 }  // namespace
 
-absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
-                                          const WeightSource& source, const LayerSpec& spec,
-                                          DType dtype) {
+absl::Status PackLayer(const Device& device, const WeightSource& source, const LayerSpec& spec,
+                       DType dtype, std::byte* host) {
   const BlobLayout layout = LayOut(device, spec, dtype);
-  LayerBlob blob;
-  ASSIGN_OR_RETURN(blob.memory_,
-                   Tensor::Allocate(device, DType::kU8, {static_cast<int64_t>(layout.bytes)}));
-  std::byte* const on_device = blob.memory_.view().as<std::byte>();
-  // Packed on the host, in place where the device's memory is the host's.
-  std::unique_ptr<std::byte[]> staging;
-  std::byte* host = on_device;
-  if (!device.memory_is_host()) {
-    staging = std::make_unique<std::byte[]>(layout.bytes);
-    host = staging.get();
-  }
   std::vector<Piece> pieces;
   for (size_t m = 0; m < spec.matrices.size(); ++m) {
     const MatrixSpec& matrix = spec.matrices[m];
-    Weight weight{.data = host + layout.matrices[m].offset,
-                  .dtype = matrix.format.value_or(dtype),
-                  .rows = matrix.rows(),
-                  .cols = matrix.cols};
+    const Weight weight{.data = host + layout.matrices[m].offset,
+                        .dtype = matrix.format.value_or(dtype),
+                        .rows = matrix.rows(),
+                        .cols = matrix.cols};
     int64_t at = 0;
     for (const RowBlock& block : matrix.blocks) {
       ASSIGN_OR_RETURN(SourceTensor tensor, FindMatrix(source, block, matrix.cols));
@@ -146,11 +134,6 @@ absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
       }
       at += block.rows;
     }
-    weight.data = on_device + layout.matrices[m].offset;
-    if (matrix.has_bias()) {
-      weight.bias = reinterpret_cast<const float*>(on_device + layout.biases[m].offset);
-    }
-    blob.matrices_.push_back(weight);
   }
   RETURN_IF_ERROR(ReadAndPack(device, pieces));
   for (size_t v = 0; v < spec.vectors.size(); ++v) {
@@ -158,13 +141,60 @@ absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
     auto* values = reinterpret_cast<float*>(host + layout.vectors[v].offset);
     RETURN_IF_ERROR(ReadVector(source, vector.tensor, 0, vector.size, values));
     for (int64_t i = 0; i < vector.size; ++i) values[i] += vector.add;
-    blob.vectors_.push_back(
-        MakeView(on_device + layout.vectors[v].offset, DType::kF32, {vector.size}));
   }
-  if (staging != nullptr) {
-    stream.CopyAsync(on_device, host, layout.bytes);
-    stream.Synchronize();
+  return absl::OkStatus();
+}
+
+LayerViews::LayerViews(const Device& device, const LayerSpec& spec, DType dtype, std::byte* base) {
+  const BlobLayout layout = LayOut(device, spec, dtype);
+  for (size_t m = 0; m < spec.matrices.size(); ++m) {
+    const MatrixSpec& matrix = spec.matrices[m];
+    Weight weight{.data = base + layout.matrices[m].offset,
+                  .dtype = matrix.format.value_or(dtype),
+                  .rows = matrix.rows(),
+                  .cols = matrix.cols};
+    if (matrix.has_bias()) {
+      weight.bias = reinterpret_cast<const float*>(base + layout.biases[m].offset);
+    }
+    matrices_.push_back(weight);
   }
+  for (size_t v = 0; v < spec.vectors.size(); ++v) {
+    vectors_.push_back(
+        MakeView(base + layout.vectors[v].offset, DType::kF32, {spec.vectors[v].size}));
+  }
+}
+
+LayerViews LayerViews::Moved(const std::byte* from, std::byte* to) const {
+  const auto moved = [&](const void* at) {
+    return to + (static_cast<const std::byte*>(at) - from);
+  };
+  LayerViews views = *this;
+  for (Weight& matrix : views.matrices_) {
+    matrix.data = moved(matrix.data);
+    if (matrix.bias != nullptr) matrix.bias = reinterpret_cast<const float*>(moved(matrix.bias));
+  }
+  for (TensorView& vector : views.vectors_) vector.data = moved(vector.data);
+  return views;
+}
+
+absl::StatusOr<LayerBlob> LayerBlob::Load(Device& device, Stream& stream,
+                                          const WeightSource& source, const LayerSpec& spec,
+                                          DType dtype) {
+  const size_t bytes = LayOut(device, spec, dtype).bytes;
+  LayerBlob blob;
+  ASSIGN_OR_RETURN(blob.memory_,
+                   Tensor::Allocate(device, DType::kU8, {static_cast<int64_t>(bytes)}));
+  auto* const on_device = blob.memory_.view().as<std::byte>();
+  blob.views_ = LayerViews(device, spec, dtype, on_device);
+  // Packed on the host, in place where the device's memory is the host's.
+  if (device.memory_is_host()) {
+    RETURN_IF_ERROR(PackLayer(device, source, spec, dtype, on_device));
+    return blob;
+  }
+  const auto staging = std::make_unique<std::byte[]>(bytes);
+  RETURN_IF_ERROR(PackLayer(device, source, spec, dtype, staging.get()));
+  stream.CopyAsync(on_device, staging.get(), bytes);
+  stream.Synchronize();
   return blob;
 }
 
@@ -173,17 +203,7 @@ absl::StatusOr<LayerBlob> LayerBlob::Copy(Device& device, Stream& stream, const 
   const TensorView source = from.memory_.view();
   ASSIGN_OR_RETURN(blob.memory_, Tensor::Allocate(device, DType::kU8, {source.shape[0]}));
   stream.CopyAsync(blob.memory_.view().data, source.data, source.bytes());
-  const auto moved = [&](const void* at) {
-    return blob.memory_.view().as<std::byte>() +
-           (static_cast<const std::byte*>(at) - source.as<std::byte>());
-  };
-  blob.matrices_ = from.matrices_;
-  for (Weight& matrix : blob.matrices_) {
-    matrix.data = moved(matrix.data);
-    if (matrix.bias != nullptr) matrix.bias = reinterpret_cast<const float*>(moved(matrix.bias));
-  }
-  blob.vectors_ = from.vectors_;
-  for (TensorView& vector : blob.vectors_) vector.data = moved(vector.data);
+  blob.views_ = from.views_.Moved(source.as<std::byte>(), blob.memory_.view().as<std::byte>());
   return blob;
 }
 

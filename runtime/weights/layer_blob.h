@@ -12,24 +12,41 @@
 
 namespace keyline {
 
+// Reads a layer and packs it into `host`, LayOut(device, spec, dtype).bytes of host memory.
+// `dtype`: of matrices that have no format of their own, here and below. Errors name the tensor,
+// what the model needs and what the file has.
+absl::Status PackLayer(const Device& device, const WeightSource& source, const LayerSpec& spec,
+                       DType dtype, std::byte* host);
+
+// A packed layer at `base`, which is device memory.
+class LayerViews {
+ public:
+  LayerViews() = default;
+  LayerViews(const Device& device, const LayerSpec& spec, DType dtype, std::byte* base);
+  // The same layer elsewhere.
+  LayerViews Moved(const std::byte* from, std::byte* to) const;
+  LayerWeights weights() const { return {matrices_, vectors_}; }
+
+ private:
+  std::vector<Weight> matrices_;
+  std::vector<TensorView> vectors_;
+};
+
 class LayerBlob {
  public:
   LayerBlob() = default;
-  // `dtype`: of matrices that have no format of their own. Errors name the tensor, what the model
-  // needs and what the file has. `stream` is waited for.
+  // Errors: as PackLayer, and RESOURCE_EXHAUSTED. `stream` is waited for.
   static absl::StatusOr<LayerBlob> Load(Device& device, Stream& stream, const WeightSource& source,
                                         const LayerSpec& spec, DType dtype);
-
   // The same weights a second time, copied on the device in the order of `stream`.
   static absl::StatusOr<LayerBlob> Copy(Device& device, Stream& stream, const LayerBlob& from);
 
-  LayerWeights weights() const { return {matrices_, vectors_}; }
+  LayerWeights weights() const { return views_.weights(); }
   size_t device_bytes() const { return memory_.bytes(); }
 
  private:
   Tensor memory_;
-  std::vector<Weight> matrices_;
-  std::vector<TensorView> vectors_;
+  LayerViews views_;
 };
 
 }  // namespace keyline

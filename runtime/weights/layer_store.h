@@ -74,6 +74,10 @@ class LayerStore {
   virtual LayerWeights Acquire(Stream& stream, int layer) = 0;
   virtual void Release(Stream& stream, int layer) = 0;
   virtual size_t device_bytes() const = 0;
+  // Bytes copied to the device since the start, so that layers could run.
+  virtual int64_t streamed_bytes() const { return 0; }
+  // Layers that host memory had no room for: each of their copies is made from the checkpoint.
+  virtual int unpinned_layers() const { return 0; }
 };
 
 }  // namespace keyline
