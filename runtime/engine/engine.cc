@@ -40,12 +40,15 @@ class Engine::Loop : private LaneKeeper {
         sessions_(options.sessions, coordinator.spec(), coordinator.model().config(), tokenizer,
                   lane_bytes_, [this] { Wake(); }),
         prefixes_(options.max_prefix_bytes),
-        scheduler_({.lanes = coordinator.spec().cache.lanes,
-                    .max_pass_tokens = coordinator.spec().max_pass_tokens,
-                    .groups = coordinator.spec().pipeline_depth,
-                    .states_per_step =
-                        static_cast<int>(std::max<int64_t>(kMaxLaneStateBytes / lane_bytes_, 1))},
-                   this),
+        scheduler_(
+            {.lanes = coordinator.spec().cache.lanes,
+             .max_pass_tokens = coordinator.spec().max_pass_tokens,
+             // A sweep of streamed layers serves all lanes at the price of one.
+             .groups = coordinator.sweep_tokens() > 0 ? 1 : coordinator.spec().pipeline_depth,
+             .states_per_step =
+                 static_cast<int>(std::max<int64_t>(kMaxLaneStateBytes / lane_bytes_, 1)),
+             .sweep_tokens = coordinator.sweep_tokens()},
+            this),
         ledger_(coordinator.model().config().layers) {
     load_.lanes = coordinator.spec().cache.lanes;
   }

@@ -26,6 +26,18 @@ void WriteOpenLane(const Sequence& sequence, pipeline::OpenLane& open) {
   }
 }
 
+void Add(ScheduledStep& step, pipeline::PlanBatch& batch, const std::shared_ptr<Sequence>& sequence,
+         pipeline::PlanChunk chunk) {
+  step.by_lane[sequence->lane] = sequence;
+  *batch.add_chunks() = std::move(chunk);
+}
+
+int TokensOf(const pipeline::PlanBatch& batch) {
+  int tokens = 0;
+  for (const pipeline::PlanChunk& chunk : batch.chunks()) tokens += chunk.token_ids_size();
+  return tokens;
+}
+
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerLimits& limits, LaneKeeper* keeper)
@@ -110,40 +122,48 @@ void Scheduler::Admit(ScheduledStep& step, std::vector<std::shared_ptr<Sequence>
   }
 }
 
-std::optional<ScheduledStep> Scheduler::NextStep(std::vector<std::shared_ptr<Sequence>>* started) {
-  ScheduledStep step;
-  if (keeper_ != nullptr) keeper_->AddSaves(limits_.states_per_step, &step.saves);
-  Admit(step, started);
-  pipeline::PlanBatch batch;
-  int budget = limits_.max_pass_tokens;
-  const auto add = [&](const std::shared_ptr<Sequence>& sequence, pipeline::PlanChunk chunk) {
-    budget -= chunk.token_ids_size();
-    step.by_lane[sequence->lane] = sequence;
-    *batch.add_chunks() = std::move(chunk);
-  };
-  // The next micro-batch, in turn, that has a sequence ready to decode.
-  for (int tried = 0; tried < limits_.groups && batch.chunks_size() == 0; ++tried) {
-    const int group = next_group_;
-    next_group_ = (next_group_ + 1) % limits_.groups;
-    for (const auto& sequence : running_) {
-      if (sequence->group == group && sequence->ready_to_decode()) {
-        add(sequence, sequence->TakeDecode());
-      }
-    }
-  }
+void Scheduler::AddPrompts(ScheduledStep& step, pipeline::PlanBatch& batch, int budget) {
+  const bool first_pass = step.plan.batches_size() == 0;
   for (const auto& sequence : running_) {
     if (!sequence->prefilling() || sequence->restoring || budget <= 0) continue;
     const int tokens = sequence->NextPrefillTokens(budget);
     // A chunk that does not fit goes first in the next step that has no room problem: younger
     // prompts must not overtake it for ever, so they wait behind it.
     if (tokens == 0) break;
-    if (keeper_ != nullptr && sequence->at_prefix_mark()) {
-      keeper_->AtPrefix(*sequence, limits_.states_per_step, &step.saves);
+    if (sequence->at_prefix_mark()) {
+      if (!first_pass) break;  // lanes are saved as they are before a step
+      if (keeper_ != nullptr) keeper_->AtPrefix(*sequence, limits_.states_per_step, &step.saves);
     }
-    add(sequence, sequence->TakePrefill(tokens));
+    budget -= tokens;
+    Add(step, batch, sequence, sequence->TakePrefill(tokens));
+  }
+}
+
+std::optional<ScheduledStep> Scheduler::NextStep(std::vector<std::shared_ptr<Sequence>>* started) {
+  ScheduledStep step;
+  if (keeper_ != nullptr) keeper_->AddSaves(limits_.states_per_step, &step.saves);
+  Admit(step, started);
+  pipeline::PlanBatch batch;
+  // The next micro-batch, in turn, that has a sequence ready to decode.
+  for (int tried = 0; tried < limits_.groups && batch.chunks_size() == 0; ++tried) {
+    const int group = next_group_;
+    next_group_ = (next_group_ + 1) % limits_.groups;
+    for (const auto& sequence : running_) {
+      if (sequence->group == group && sequence->ready_to_decode()) {
+        Add(step, batch, sequence, sequence->TakeDecode());
+      }
+    }
+  }
+  // Further passes are cut as they would be in steps of their own.
+  for (int tokens = 0;;) {
+    AddPrompts(step, batch, limits_.max_pass_tokens - TokensOf(batch));
+    if (batch.chunks_size() == 0) break;
+    tokens += TokensOf(batch);
+    step.plan.add_batches()->Swap(&batch);
+    batch.Clear();
+    if (tokens + limits_.max_pass_tokens > limits_.sweep_tokens) break;
   }
   for (const LaneSave& save : step.saves) step.plan.add_save(save.lane);
-  if (batch.chunks_size() > 0) *step.plan.add_batches() = std::move(batch);
   if (step.plan.batches_size() + step.plan.open_size() + step.plan.save_size() == 0) {
     return std::nullopt;
   }

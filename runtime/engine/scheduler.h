@@ -4,6 +4,8 @@
 // are as many micro-batches as steps may be in flight, so that all stages have work) and, in what
 // room is left, chunks of prompts, oldest request first. Chunk boundaries come with the sequence;
 // the scheduler only cuts pieces of first chunks, which changes nothing but the time they take.
+// Where layers stream through a device (sweep_tokens), a step has all that is at hand, so that the
+// weights come once for it: the decode tokens of all lanes, and further passes over prompts.
 #pragma once
 
 #include <deque>
@@ -23,6 +25,9 @@ struct SchedulerLimits {
   int max_pass_tokens = 512;  // REQUIRES: >= lanes + the longest chunk after the first
   int groups = 1;             // micro-batches; the pipeline's depth
   int states_per_step = 1;    // most lanes that one step restores, and that it saves
+  // Most tokens of a step, in passes that all go through a layer before the next, or 0: one pass a
+  // step.
+  int sweep_tokens = 0;
 };
 
 // A step and the sequences that its chunks belong to (results come by lane).
@@ -58,6 +63,8 @@ class Scheduler {
   void Admit(ScheduledStep& step, std::vector<std::shared_ptr<Sequence>>* started);
   void Start(std::shared_ptr<Sequence> sequence, pipeline::OpenLane& open);
   int TakeLane(ScheduledStep& step);
+  // What room `budget` tokens leave in the step's next pass is filled with chunks of prompts.
+  void AddPrompts(ScheduledStep& step, pipeline::PlanBatch& batch, int budget);
 
   SchedulerLimits limits_;
   LaneKeeper* keeper_;

@@ -18,22 +18,39 @@ constexpr size_t kHeadInts = 4;
 
 }  // namespace
 
-size_t BatchUpload::BytesFor(int lanes, int max_tokens) {
-  return sizeof(int32_t) * (kChunkInts * lanes + (kTokenInts + kHeadInts) * max_tokens);
+size_t BatchUpload::BytesFor(int lanes, int max_tokens, int max_batches) {
+  return sizeof(int32_t) *
+         (kChunkInts * lanes * max_batches + (kTokenInts + kHeadInts) * max_tokens);
 }
 
-absl::StatusOr<BatchUpload> BatchUpload::Make(Device& device, int lanes, int max_tokens) {
+absl::StatusOr<BatchUpload> BatchUpload::Make(Device& device, int lanes, int max_tokens,
+                                              int max_batches) {
+  const size_t bytes = BytesFor(lanes, max_tokens, max_batches);
   BatchUpload upload;
   upload.lanes_ = lanes;
   upload.max_tokens_ = max_tokens;
-  ASSIGN_OR_RETURN(
-      upload.memory_,
-      Tensor::Allocate(device, DType::kU8, {static_cast<int64_t>(BytesFor(lanes, max_tokens))}));
-  upload.image_.reserve(BytesFor(lanes, max_tokens) / sizeof(int32_t));
+  upload.max_batches_ = max_batches;
+  ASSIGN_OR_RETURN(upload.memory_,
+                   Tensor::Allocate(device, DType::kU8, {static_cast<int64_t>(bytes)}));
+  upload.image_.reserve(bytes / sizeof(int32_t));
   return upload;
 }
 
-void BatchUpload::Set(Stream& s, const pipeline::PlanBatch& plan) {
+void BatchUpload::Set(Stream& s, std::span<const pipeline::PlanBatch* const> plans) {
+  CHECK_LE(plans.size(), static_cast<size_t>(max_batches_));
+  image_.clear();
+  batches_.clear();
+  int tokens = 0;
+  for (const pipeline::PlanBatch* plan : plans) {
+    batches_.push_back(Add(*plan));
+    tokens += batches_.back().batch.tokens;
+  }
+  CHECK_LE(tokens, max_tokens_);
+  s.CopyAsync(memory_.view().data, image_.data(), image_.size() * sizeof(int32_t));
+}
+
+UploadedBatch BatchUpload::Add(const pipeline::PlanBatch& plan) {
+  UploadedBatch out;
   std::vector<Chunk> chunks;
   std::vector<int32_t> ids, positions, token_chunk;
   struct Rows {
@@ -45,7 +62,7 @@ void BatchUpload::Set(Stream& s, const pipeline::PlanBatch& plan) {
       target.push_back(t);
     }
   } sampled, scored;
-  batch_ = {};
+  Batch& batch = out.batch;
   std::vector<bool> lane_used(lanes_, false);
   for (const pipeline::PlanChunk& c : plan.chunks()) {
     CHECK(c.lane() >= 0 && c.lane() < lanes_) << "lane " << c.lane() << " of " << lanes_;
@@ -80,24 +97,22 @@ void BatchUpload::Set(Stream& s, const pipeline::PlanBatch& plan) {
       default:
         break;
     }
-    batch_.max_chunk_tokens = std::max(batch_.max_chunk_tokens, c.token_ids_size());
+    batch.max_chunk_tokens = std::max(batch.max_chunk_tokens, c.token_ids_size());
   }
-  batch_.tokens = static_cast<int>(ids.size());
-  batch_.chunks = static_cast<int>(chunks.size());
-  CHECK_LE(batch_.tokens, max_tokens_);
+  batch.tokens = static_cast<int>(ids.size());
+  batch.chunks = static_cast<int>(chunks.size());
 
   auto* const device = memory_.view().as<int32_t>();
-  image_.clear();
   const auto append = [&](const int32_t* data, size_t count) {
     const int32_t* at = device + image_.size();
     image_.insert(image_.end(), data, data + count);
     return at;
   };
-  batch_.chunk = reinterpret_cast<const Chunk*>(
+  batch.chunk = reinterpret_cast<const Chunk*>(
       append(reinterpret_cast<const int32_t*>(chunks.data()), chunks.size() * kChunkInts));
-  batch_.token_ids = append(ids.data(), ids.size());
-  batch_.positions = append(positions.data(), positions.size());
-  batch_.token_chunk = append(token_chunk.data(), token_chunk.size());
+  batch.token_ids = append(ids.data(), ids.size());
+  batch.positions = append(positions.data(), positions.size());
+  batch.token_chunk = append(token_chunk.data(), token_chunk.size());
   const auto append_rows = [&](const Rows& rows) {
     const size_t n = rows.row.size();
     return HeadRows{.count = static_cast<int>(n),
@@ -106,9 +121,9 @@ void BatchUpload::Set(Stream& s, const pipeline::PlanBatch& plan) {
                     .position = append(rows.position.data(), n),
                     .target = append(rows.target.data(), n)};
   };
-  sampled_ = append_rows(sampled);
-  scored_ = append_rows(scored);
-  s.CopyAsync(device, image_.data(), image_.size() * sizeof(int32_t));
+  out.sampled = append_rows(sampled);
+  out.scored = append_rows(scored);
+  return out;
 }
 
 }  // namespace keyline

@@ -1,9 +1,10 @@
-// BatchUpload: a PlanBatch becomes a Batch in device memory, with one copy. Besides the batch
-// itself it carries which rows the head works on.
+// BatchUpload: one or several PlanBatches become Batches in device memory, with one copy. Besides
+// the batches themselves it carries which rows the head works on.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -23,27 +24,39 @@ struct HeadRows {
   const int32_t* target = nullptr;    // -1: none
 };
 
+struct UploadedBatch {
+  Batch batch;
+  HeadRows sampled;  // one row for each OUTPUT_SAMPLE chunk
+  HeadRows scored;   // all rows of scored chunks
+};
+
 class BatchUpload {
  public:
-  static absl::StatusOr<BatchUpload> Make(Device& device, int lanes, int max_tokens);
-  static size_t BytesFor(int lanes, int max_tokens);
+  // Up to `max_batches` batches with `max_tokens` tokens in all.
+  static absl::StatusOr<BatchUpload> Make(Device& device, int lanes, int max_tokens,
+                                          int max_batches = 1);
+  static size_t BytesFor(int lanes, int max_tokens, int max_batches);
 
-  // REQUIRES: the batch fits lanes and max_tokens, and a lane occurs once (rank 0's scheduler sees
-  // to that: CHECK). The results are valid until the next Set.
-  void Set(Stream& s, const pipeline::PlanBatch& plan);
-
-  const Batch& batch() const { return batch_; }
-  const HeadRows& sampled() const { return sampled_; }  // one row for each OUTPUT_SAMPLE chunk
-  const HeadRows& scored() const { return scored_; }    // all rows of scored chunks
+  // REQUIRES: the batches fit lanes, max_tokens and max_batches, and a lane occurs once in each
+  // (rank 0's scheduler sees to that: CHECK).
+  void Set(Stream& s, std::span<const pipeline::PlanBatch* const> plans);
+  void Set(Stream& s, const pipeline::PlanBatch& plan) {
+    const pipeline::PlanBatch* const plans[] = {&plan};
+    Set(s, plans);
+  }
+  // Of the last Set, in its order.
+  std::span<const UploadedBatch> batches() const { return batches_; }
+  const Batch& batch() const { return batches_.front().batch; }
 
  private:
+  UploadedBatch Add(const pipeline::PlanBatch& plan);
+
   int lanes_ = 0;
   int max_tokens_ = 0;
+  int max_batches_ = 0;
   Tensor memory_;
   std::vector<int32_t> image_;
-  Batch batch_;
-  HeadRows sampled_;
-  HeadRows scored_;
+  std::vector<UploadedBatch> batches_;
 };
 
 }  // namespace keyline

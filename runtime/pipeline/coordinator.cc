@@ -59,16 +59,11 @@ absl::Status Coordinator::Launch(pipeline::StepPlan plan) {
   CHECK_LT(in_flight(), spec().pipeline_depth);
   plan.set_step(next_step_++);
   Flight flight{.step = plan.step(),
-                .tokens = 0,
+                .tokens = TokensOf(plan),
                 .states = MovesStates(plan),
                 .begin = absl::Now(),
                 .owing = {},
                 .own = {}};
-  for (const pipeline::PlanBatch& batch : plan.batches()) {
-    for (const pipeline::PlanChunk& chunk : batch.chunks()) {
-      flight.tokens += chunk.token_ids_size();
-    }
-  }
   for (int rank = 1; rank < comm_->size(); ++rank) {
     if (Stage::Answers(plan, rank, comm_->size())) flight.owing.push_back(rank);
   }

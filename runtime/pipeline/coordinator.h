@@ -15,11 +15,15 @@ namespace keyline {
 
 class Coordinator {
  public:
-  // Both must outlive the coordinator. REQUIRES: comm.rank() == 0.
-  Coordinator(Stage& stage, Communicator& comm) : stage_(&stage), comm_(&comm) {}
+  // Both must outlive the coordinator. `sweep_tokens`: tokens that a step may have so that one
+  // sweep of streamed layers serves them all, the most that any rank takes; 0: no rank's layers
+  // stream. REQUIRES: comm.rank() == 0.
+  Coordinator(Stage& stage, Communicator& comm, int sweep_tokens = 0)
+      : stage_(&stage), comm_(&comm), sweep_tokens_(sweep_tokens) {}
 
   const PipelineSpec& spec() const { return stage_->spec(); }
   const DecoderModel& model() const { return stage_->model(); }
+  int sweep_tokens() const { return sweep_tokens_; }
 
   // Sends the plan down the pipeline and runs this rank's part. `plan.step` is filled in.
   // REQUIRES: in_flight() < spec().pipeline_depth.
@@ -53,6 +57,7 @@ class Coordinator {
 
   Stage* stage_;
   Communicator* comm_;
+  int sweep_tokens_;
   StepLimit limit_;
   absl::Status lost_;
   uint64_t next_step_ = 1;

@@ -1,9 +1,14 @@
 #include "runtime/pipeline/pipeline_spec.h"
 
+#include <algorithm>
+
 #include "kernels/device/status_macros.h"
+#include "kernels/ops/cache_memory.h"
+#include "kernels/ops/ops.h"
 #include "runtime/cache/kv_cache.h"
 #include "runtime/model/rope_table.h"
 #include "runtime/pipeline/batch_upload.h"
+#include "runtime/sampling/sampler.h"
 #include "runtime/weights/layer_store.h"
 
 namespace keyline {
@@ -48,15 +53,42 @@ size_t HeadBytes(const Device& device, const DecoderModel& model, const Pipeline
   return LayOut(device, HeadTensors(model, spec), spec.dtype).bytes;
 }
 
+PassShape LargestPass(const DecoderModel& model, const PipelineSpec& spec, int rank) {
+  const ShardRange& shard = spec.shards.at(rank);
+  const ModelConfig& config = model.config();
+  const ActivationWidths widths = model.widths();
+  const auto first = spec.cache_lengths.begin() + shard.first_layer;
+  std::vector<MatrixSpec> matrices = LayerTensors(model, spec, shard.first_layer).matrices;
+  if (shard.head) matrices.push_back(HeadTensors(model, spec).matrices[0]);
+  const bool packed = std::any_of(matrices.begin(), matrices.end(),
+                                  [](const MatrixSpec& m) { return m.format.has_value(); });
+  return {.weights = spec.dtype,
+          .packed = packed,
+          .tokens = spec.max_pass_tokens,
+          .chunks = spec.cache.lanes,
+          .hidden = widths.hidden,
+          .qkv = widths.qkv,
+          .attended = widths.attended,
+          .mlp = widths.mlp,
+          .heads = config.heads,
+          .kv_heads = config.kv_heads,
+          .head_dim = config.head_dim,
+          .slots = PhysicalSlots(*std::max_element(first, first + shard.layers)),
+          .logit_rows = shard.head ? kLogitRows : 0,
+          .vocab = shard.head ? config.vocab_size : 0};
+}
+
 absl::StatusOr<StageBytes> BytesOfStage(const Device& device, const DecoderModel& model,
                                         const PipelineSpec& spec, int rank) {
   const ShardRange& shard = spec.shards.at(rank);
   StageBytes bytes;
   size_t widest = 0;  // workspace that a stage's caches share; see Stage::Create
+  size_t lane = 0;    // of one layer: what KvCache::SaveLane needs room for
   for (int l = shard.first_layer; l < shard.first_layer + shard.layers; ++l) {
     ASSIGN_OR_RETURN(KvCacheBytes kv, KvCache::BytesFor(spec.cache, CacheShape(model, spec, l)));
     bytes.weights += LayOut(device, LayerTensors(model, spec, l), spec.dtype).bytes;
     bytes.kv += kv.per_lane * spec.cache.lanes;
+    lane = std::max(lane, kv.per_lane);
     if (kv.workspace > widest) {
       bytes.workspace += kv.workspace;
       widest = kv.workspace;
@@ -75,7 +107,9 @@ absl::StatusOr<StageBytes> BytesOfStage(const Device& device, const DecoderModel
         size_t{kLogitRows} * (sizeof(float) * model.config().vocab_size + element * widths.hidden);
   }
   bytes.workspace += RopeTable::BytesFor(model.config().rotary_dim, spec.max_positions);
-  bytes.workspace += BatchUpload::BytesFor(spec.cache.lanes, spec.max_pass_tokens);
+  if (shard.head) bytes.workspace += Sampler::BytesFor(spec.cache.lanes, kLogitRows);
+  bytes.workspace += BatchUpload::BytesFor(spec.cache.lanes, spec.max_pass_tokens, 1);
+  bytes.workspace += ops::ScratchBytes(device, LargestPass(model, spec, rank)) + lane;
   return bytes;
 }
 

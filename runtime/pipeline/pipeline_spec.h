@@ -29,7 +29,7 @@ struct PipelineSpec {
 struct StageBytes {
   size_t weights = 0;
   size_t kv = 0;         // all lanes
-  size_t workspace = 0;  // activations, logits, rotary table
+  size_t workspace = 0;  // activations, logits, rotary table, operations' own; a lane on its way
   size_t total() const { return weights + kv + workspace; }
 };
 
@@ -46,6 +46,9 @@ absl::StatusOr<std::vector<size_t>> LayerBytes(const Device& device, const Decod
                                                const PipelineSpec& spec);
 size_t EmbeddingBytes(const Device& device, const DecoderModel& model, const PipelineSpec& spec);
 size_t HeadBytes(const Device& device, const DecoderModel& model, const PipelineSpec& spec);
+
+// The largest pass that a rank runs.
+PassShape LargestPass(const DecoderModel& model, const PipelineSpec& spec, int rank);
 
 // Before anything is allocated. REQUIRES: spec.shards is filled in.
 absl::StatusOr<StageBytes> BytesOfStage(const Device& device, const DecoderModel& model,

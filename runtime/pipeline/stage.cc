@@ -19,6 +19,7 @@
 #include "runtime/pipeline/step_limit.h"
 #include "runtime/sampling/sampler.h"
 #include "runtime/weights/resident_store.h"
+#include "runtime/weights/streamed_store.h"
 
 namespace keyline {
 
@@ -32,6 +33,7 @@ struct Stage::Parts {
   std::unique_ptr<Stream> stream;
   const DecoderModel* model;
   PipelineSpec spec;
+  OffloadPlan offload;
   ShardRange shard;
   int rank;
   int ranks;
@@ -54,6 +56,16 @@ struct Stage::Parts {
   }
 };
 
+// One batch on its way through the layers.
+struct Stage::Pass {
+  const PlanBatch* plan;
+  UploadedBatch uploaded;
+  Activations a;
+  int first_trace;  // in the result, of its chunks that are traced
+
+  const Batch& batch() const { return uploaded.batch; }
+};
+
 Stage::Stage(std::unique_ptr<Parts> parts) : p_(std::move(parts)) {}
 Stage::~Stage() = default;
 
@@ -64,6 +76,8 @@ size_t Stage::weight_bytes() const {
   return p_->layers->device_bytes() + p_->embedding.device_bytes() + p_->head.device_bytes();
 }
 
+int Stage::unpinned_layers() const { return p_->layers->unpinned_layers(); }
+
 size_t Stage::kv_bytes() const {
   size_t bytes = 0;
   for (const auto& cache : p_->caches) bytes += cache->device_bytes();
@@ -72,12 +86,13 @@ size_t Stage::kv_bytes() const {
 
 absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
     Device& device, const WeightSource& source, const DecoderModel& model, const PipelineSpec& spec,
-    int rank, const std::function<void(size_t bytes)>& progress) {
+    int rank, const std::function<void(size_t bytes)>& progress, const OffloadPlan& offload) {
   auto p = std::make_unique<Parts>();
   p->device = &device;
   p->stream = device.NewStream();
   p->model = &model;
   p->spec = spec;
+  p->offload = offload;
   p->rank = rank;
   p->ranks = static_cast<int>(spec.shards.size());
   p->shard = spec.shards.at(rank);
@@ -99,8 +114,17 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
   for (int l = shard.first_layer; l < shard.first_layer + shard.layers; ++l) {
     specs.push_back(LayerTensors(model, spec, l));
   }
-  ASSIGN_OR_RETURN(p->layers, ResidentStore::Load(device, *p->stream, source, shard.first_layer,
-                                                  specs, spec.dtype, progress));
+  if (offload.streams()) {
+    ASSIGN_OR_RETURN(p->layers, StreamedStore::Load(device, *p->stream, source, shard.first_layer,
+                                                    specs, spec.dtype,
+                                                    {.streamed = offload.streamed,
+                                                     .slots = offload.slots,
+                                                     .host_bytes = offload.host_bytes},
+                                                    progress));
+  } else {
+    ASSIGN_OR_RETURN(p->layers, ResidentStore::Load(device, *p->stream, source, shard.first_layer,
+                                                    specs, spec.dtype, progress));
+  }
   if (shard.head) {
     LayerSpec tensors = HeadTensors(model, spec);
     if (shard.embedding && config.tied_embeddings) tensors.matrices.clear();
@@ -122,11 +146,13 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
   }
   ASSIGN_OR_RETURN(p->rope, RopeTable::Make(device, *p->stream, config.rope, config.rotary_dim,
                                             spec.max_positions));
-  ASSIGN_OR_RETURN(p->upload, BatchUpload::Make(device, spec.cache.lanes, spec.max_pass_tokens));
+  const int step_tokens = std::max(offload.step_tokens, spec.max_pass_tokens);
+  ASSIGN_OR_RETURN(p->upload, BatchUpload::Make(device, spec.cache.lanes, step_tokens,
+                                                offload.streams() ? kSweepBatches : 1));
   const ActivationWidths widths = model.widths();
   const DType type = device.ActivationType(spec.dtype);
   const int tokens = spec.max_pass_tokens;
-  ASSIGN_OR_RETURN(p->hidden, Tensor::Allocate(device, type, {tokens, widths.hidden}));
+  ASSIGN_OR_RETURN(p->hidden, Tensor::Allocate(device, type, {step_tokens, widths.hidden}));
   ASSIGN_OR_RETURN(p->qkv, Tensor::Allocate(device, type, {tokens, widths.qkv}));
   ASSIGN_OR_RETURN(p->attended, Tensor::Allocate(device, type, {tokens, widths.attended}));
   ASSIGN_OR_RETURN(p->mlp, Tensor::Allocate(device, type, {tokens, widths.mlp}));
@@ -136,6 +162,8 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
                      Tensor::Allocate(device, DType::kF32, {kLogitRows, config.vocab_size}));
     ASSIGN_OR_RETURN(p->sampler, Sampler::Make(device, spec.cache.lanes, kLogitRows));
   }
+  RETURN_IF_ERROR(
+      p->stream->ReserveScratch(ops::ScratchBytes(device, LargestPass(model, spec, rank))));
   return std::unique_ptr<Stage>(new Stage(std::move(p)));
 }
 
@@ -151,76 +179,9 @@ bool Stage::Answers(const StepPlan& plan, int rank, int ranks) {
   return false;
 }
 
-absl::Status Stage::RestoreLane(const pipeline::OpenLane& open) {
-  const int layers = p_->model->config().layers;
-  if (open.restore_size() != layers) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the saved state has ", open.restore_size(), " layers, this model ", layers));
-  }
-  const LanePolicy policy = ReadPolicy(open);
-  for (size_t i = 0; i < p_->caches.size(); ++i) {
-    const int layer = p_->shard.first_layer + static_cast<int>(i);
-    KvCache& cache = *p_->caches[i];
-    absl::Status restored = cache.RestoreLane(*p_->stream, open.lane(), open.restore(layer));
-    if (restored.ok()) {
-      restored = cache.CheckLane(*p_->stream, open.lane(), policy, layer, open.restore_tokens());
-    }
-    if (!restored.ok()) {
-      return absl::Status(restored.code(),
-                          absl::StrCat("layer ", layer, ": ", std::string(restored.message())));
-    }
-  }
-  return absl::OkStatus();
-}
-
-void Stage::SaveLane(int lane, StepResult& result) {
-  pipeline::LaneState& state = *result.add_saved();
-  state.set_lane(lane);
-  for (const auto& cache : p_->caches) {
-    absl::StatusOr<std::string> saved = cache->SaveLane(*p_->stream, lane);
-    if (!saved.ok()) {
-      state.clear_layers();
-      state.set_status_code(static_cast<int>(saved.status().code()));
-      state.set_status_message(std::string(saved.status().message()));
-      return;
-    }
-    *state.add_layers() = *std::move(saved);
-  }
-}
-
-void Stage::OpenLane(const pipeline::OpenLane& open, StepResult& result) {
-  if (open.restore_size() > 0) {
-    const absl::Status restored = RestoreLane(open);
-    if (!restored.ok()) {
-      pipeline::RestoreFailure& failure = *result.add_restore_failures();
-      failure.set_lane(open.lane());
-      failure.set_status_code(static_cast<int>(restored.code()));
-      failure.set_status_message(std::string(restored.message()));
-    }
-  } else if (!open.keep()) {
-    const LanePolicy policy = ReadPolicy(open);
-    for (size_t i = 0; i < p_->caches.size(); ++i) {
-      p_->caches[i]->OpenLane(*p_->stream, open.lane(), policy,
-                              p_->shard.first_layer + static_cast<int>(i));
-    }
-  }
-  if (p_->sampler.has_value()) {
-    p_->sampler->SetLane(*p_->stream, open.lane(),
-                         {.temperature = open.temperature(),
-                          .top_k = open.top_k(),
-                          .top_p = open.top_p(),
-                          .min_p = open.min_p(),
-                          .seed = open.seed(),
-                          .sequence = open.sequence()});
-  }
-}
-
 absl::StatusOr<StepResult> Stage::Run(const StepPlan& plan, Communicator& comm) {
   const absl::Time begin = absl::Now();
-  int tokens = 0;
-  for (const PlanBatch& batch : plan.batches()) {
-    for (const PlanChunk& chunk : batch.chunks()) tokens += chunk.token_ids_size();
-  }
+  const int tokens = TokensOf(plan);
   const bool states = MovesStates(plan);
   RankState& state = *comm.state();
   state.Step(plan.step());
@@ -241,114 +202,203 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
   StepResult result;
   result.set_step(plan.step());
   result.set_rank(p_->rank);
-  const int64_t begin_ns = absl::GetCurrentTimeNanos();
-  int64_t wait_ns = 0;
+  if (plan.want_timing()) {
+    result.mutable_timing()->set_rank(p_->rank);
+    result.mutable_timing()->set_begin_ns(absl::GetCurrentTimeNanos());
+  }
   state.Doing("save and open lanes");
-  for (const int lane : plan.save()) SaveLane(lane, result);
-  for (const pipeline::OpenLane& open : plan.open()) OpenLane(open, result);
+  for (const int lane : plan.save()) SaveLane(s, p_->caches, lane, result);
+  for (const pipeline::OpenLane& open : plan.open()) {
+    OpenLane(s, p_->caches, p_->shard.first_layer, p_->model->config().layers, open, result);
+    if (p_->sampler.has_value()) p_->sampler->SetLane(s, open.lane(), ReadSampling(open));
+  }
   for (const auto& cache : p_->caches) cache->RecordPlacements(plan.want_placements());
-  for (const PlanBatch& plan_batch : plan.batches()) {
-    p_->upload->Set(s, plan_batch);
-    const Batch& batch = p_->upload->batch();
-    // One token of each chunk and nobody who reads in between: the same operations on the same
-    // memory at every step, so that a device can record them.
-    const bool decode =
-        batch.max_chunk_tokens == 1 && !HiddenStates::Asks(plan_batch) && !plan.want_placements();
-    const bool drawn = decode && p_->shard.head && p_->upload->sampled().count > 0 &&
-                       p_->upload->sampled().count <= kLogitRows;
-    Activations a{.hidden = p_->hidden.view().Rows(0, batch.tokens),
-                  .qkv = p_->qkv.view().Rows(0, batch.tokens),
-                  .attended = p_->attended.view().Rows(0, batch.tokens),
-                  .mlp = p_->mlp.view().Rows(0, batch.tokens)};
-    if (!p_->shard.embedding) {
-      const int64_t before = absl::GetCurrentTimeNanos();
-      state.Doing(p_->receiving);
-      const absl::Duration limit = p_->limit.For(batch.tokens, MovesStates(plan));
-      RETURN_IF_ERROR(comm.Recv(p_->rank - 1, a.hidden, s, limit));
-      wait_ns += absl::GetCurrentTimeNanos() - before;
-    }
-    const auto pass = [&] {
-      RunLayers(plan_batch, a, comm, result);
-      if (drawn) DrawRows(0, p_->upload->sampled().count);
-    };
-    state.Doing("run the layers");
-    if (decode) {
-      s.Replay(uint64_t(batch.chunks) << 32 | uint64_t(p_->upload->sampled().count), pass);
-    } else {
-      pass();
-    }
-    if (p_->shard.head) {
-      state.Doing("sample or score");
-      if (p_->upload->sampled().count > 0) SampleRows(plan_batch, drawn, result);
-      if (p_->upload->scored().count > 0) ScoreRows(plan_batch, result);
-      ReadNormed(plan_batch, a.hidden, result);
-    } else {
-      state.Doing(p_->sending);
-      comm.Send(p_->rank + 1, a.hidden, s);
-    }
+  for (int first = 0; first < plan.batches_size();) {
+    const int count = SweepSize(plan, first);
+    std::vector<Pass> passes = Upload(plan, first, count, result);
+    RETURN_IF_ERROR(Sweep(plan, passes, comm, result));
     state.Doing("report what is kept");
-    Trace(plan_batch, result);
     if (plan.want_placements()) AddPlacements(p_->caches, p_->shard.first_layer, result);
+    first += count;
   }
   if (plan.want_timing()) {
     pipeline::StageTiming& timing = *result.mutable_timing();
-    timing.set_rank(p_->rank);
-    timing.set_begin_ns(begin_ns);
     timing.set_end_ns(absl::GetCurrentTimeNanos());
-    timing.set_wait_ns(wait_ns);
+    timing.set_streamed_bytes(p_->layers->streamed_bytes());
+    timing.set_peak_bytes(p_->device->peak_bytes());
   }
   return result;
+}
+
+int Stage::SweepSize(const StepPlan& plan, int first) const {
+  if (!p_->offload.streams()) return 1;
+  int count = 0;
+  int tokens = 0;
+  for (; first + count < plan.batches_size() && count < kSweepBatches; ++count) {
+    for (const PlanChunk& chunk : plan.batches(first + count).chunks()) {
+      tokens += chunk.token_ids_size();
+    }
+    if (count > 0 && tokens > p_->offload.step_tokens) break;
+  }
+  return count;
+}
+
+std::vector<Stage::Pass> Stage::Upload(const StepPlan& plan, int first, int count,
+                                       StepResult& result) {
+  std::vector<const PlanBatch*> batches;
+  for (int i = first; i < first + count; ++i) batches.push_back(&plan.batches(i));
+  p_->upload->Set(*p_->stream, batches);
+  std::vector<Pass> passes;
+  int row = 0;
+  for (int i = 0; i < count; ++i) {
+    const UploadedBatch& uploaded = p_->upload->batches()[i];
+    const int tokens = uploaded.batch.tokens;
+    passes.push_back({.plan = batches[i],
+                      .uploaded = uploaded,
+                      .a = {.hidden = p_->hidden.view().Rows(row, tokens),
+                            .qkv = p_->qkv.view().Rows(0, tokens),
+                            .attended = p_->attended.view().Rows(0, tokens),
+                            .mlp = p_->mlp.view().Rows(0, tokens)},
+                      .first_trace = result.traces_size()});
+    row += tokens;
+    for (const PlanChunk& chunk : batches[i]->chunks()) {
+      if (!chunk.trace()) continue;
+      pipeline::ChunkTraceResult& trace = *result.add_traces();
+      trace.set_lane(chunk.lane());
+      trace.set_start(chunk.first_position());
+      trace.set_tokens(chunk.token_ids_size());
+    }
+  }
+  return passes;
+}
+
+absl::Status Stage::Sweep(const StepPlan& plan, std::span<Pass> passes, Communicator& comm,
+                          StepResult& result) {
+  Stream& s = *p_->stream;
+  RankState& state = *comm.state();
+  const Pass& only = passes[0];
+  // One token of each chunk and nobody who reads in between: the same operations on the same
+  // memory at every step, so that a device can record them. Where layers stream it waits for their
+  // copies, which a recording cannot, and the launches hide behind those.
+  if (!p_->offload.streams() && only.batch().max_chunk_tokens == 1 &&
+      !HiddenStates::Asks(*only.plan) && !plan.want_placements()) {
+    RETURN_IF_ERROR(Receive(plan, passes[0], comm, result));
+    state.Doing("run the layers");
+    RunDecode(passes[0], comm, result);
+    return absl::OkStatus();
+  }
+  const int layers = static_cast<int>(p_->caches.size());
+  for (int i = 0; i < layers; ++i) {
+    const int layer = p_->shard.first_layer + i;
+    const LayerWeights weights = p_->layers->Acquire(s, layer);
+    for (Pass& pass : passes) {
+      if (i == 0) {
+        RETURN_IF_ERROR(Receive(plan, pass, comm, result));
+        Embed(pass);
+      }
+      state.Doing("run the layers");
+      state.Layer(layer);
+      RunLayer(i, weights, pass, result);
+      TraceLayer(i, pass, result);
+      if (i == layers - 1) Finish(pass, /*drawn=*/false, comm, result);
+    }
+    p_->layers->Release(s, layer);
+    comm.Progress();
+  }
+  return absl::OkStatus();
+}
+
+void Stage::RunDecode(Pass& pass, Communicator& comm, StepResult& result) {
+  Stream& s = *p_->stream;
+  const int rows = pass.uploaded.sampled.count;
+  const bool drawn = p_->shard.head && rows > 0 && rows <= kLogitRows;
+  const int layers = static_cast<int>(p_->caches.size());
+  s.Replay(uint64_t(pass.batch().chunks) << 32 | uint64_t(rows), [&] {
+    Embed(pass);
+    for (int i = 0; i < layers; ++i) {
+      const int layer = p_->shard.first_layer + i;
+      comm.state()->Layer(layer);
+      const LayerWeights weights = p_->layers->Acquire(s, layer);
+      RunLayer(i, weights, pass, result);
+      p_->layers->Release(s, layer);
+      comm.Progress();
+    }
+    if (drawn) DrawRows(pass, 0, rows);
+  });
+  for (int i = 0; i < layers; ++i) TraceLayer(i, pass, result);
+  Finish(pass, drawn, comm, result);
+}
+
+absl::Status Stage::Receive(const StepPlan& plan, Pass& pass, Communicator& comm,
+                            StepResult& result) {
+  if (p_->shard.embedding) return absl::OkStatus();
+  const int64_t before = absl::GetCurrentTimeNanos();
+  comm.state()->Doing(p_->receiving);
+  // The rank before may have all of the step in hand before this comes out.
+  const absl::Duration limit = p_->limit.For(TokensOf(plan), MovesStates(plan));
+  RETURN_IF_ERROR(comm.Recv(p_->rank - 1, pass.a.hidden, *p_->stream, limit));
+  if (result.has_timing()) {
+    pipeline::StageTiming& timing = *result.mutable_timing();
+    timing.set_wait_ns(timing.wait_ns() + absl::GetCurrentTimeNanos() - before);
+  }
+  return absl::OkStatus();
+}
+
+void Stage::Embed(Pass& pass) {
+  if (!p_->shard.embedding) return;
+  ops::Embed(*p_->stream, pass.a.hidden, pass.batch(), p_->embedding.weights().matrices[0],
+             p_->model->embedding_scale());
+}
+
+void Stage::RunLayer(int index, const LayerWeights& weights, Pass& pass, StepResult& result) {
+  const int layer = p_->shard.first_layer + index;
+  p_->hidden_states.Read(*p_->stream, *pass.plan, layer, pass.a.hidden, result);
+  p_->model->Forward(*p_->stream, pass.batch(), layer, weights, p_->rope.rope(), *p_->caches[index],
+                     pass.a);
+}
+
+void Stage::Finish(Pass& pass, bool drawn, Communicator& comm, StepResult& result) {
+  if (!p_->shard.head) {
+    comm.state()->Doing(p_->sending);
+    comm.Send(p_->rank + 1, pass.a.hidden, *p_->stream);
+    return;
+  }
+  comm.state()->Doing("sample or score");
+  if (pass.uploaded.sampled.count > 0) SampleRows(pass, drawn, result);
+  if (pass.uploaded.scored.count > 0) ScoreRows(pass, result);
+  ReadNormed(pass, result);
 }
 
 RmsNorm Stage::FinalNorm() const {
   return {p_->head.weights().vectors[0].as<float>(), p_->model->config().norm_eps};
 }
 
-TensorView Stage::Logits(const int32_t* rows, int count) {
+TensorView Stage::Logits(const Pass& pass, const int32_t* rows, int count) {
   Stream& s = *p_->stream;
   const TensorView input = p_->head_input.view().Rows(0, count);
   const TensorView logits = p_->logits.view().Rows(0, count);
-  ops::GatherRows(s, input, p_->hidden, rows);
+  ops::GatherRows(s, input, pass.a.hidden, rows);
   ops::NormMatMul(s, logits, input, FinalNorm(), p_->head_weight());
   return logits;
 }
 
-void Stage::RunLayers(const PlanBatch& plan, Activations& a, Communicator& comm,
-                      StepResult& result) {
-  Stream& s = *p_->stream;
-  const Batch& batch = p_->upload->batch();
-  RankState& state = *comm.state();
-  if (p_->shard.embedding) {
-    ops::Embed(s, a.hidden, batch, p_->embedding.weights().matrices[0],
-               p_->model->embedding_scale());
-  }
-  for (size_t i = 0; i < p_->caches.size(); ++i) {
-    const int layer = p_->shard.first_layer + static_cast<int>(i);
-    state.Layer(layer);
-    const LayerWeights weights = p_->layers->Acquire(s, layer);
-    p_->hidden_states.Read(s, plan, layer, a.hidden, result);
-    p_->model->Forward(s, batch, layer, weights, p_->rope.rope(), *p_->caches[i], a);
-    p_->layers->Release(s, layer);
-    comm.Progress();
-  }
-}
-
-TensorView Stage::DrawRows(int first, int count) {
-  const HeadRows& rows = p_->upload->sampled();
-  const TensorView logits = Logits(rows.row + first, count);
+TensorView Stage::DrawRows(const Pass& pass, int first, int count) {
+  const HeadRows& rows = pass.uploaded.sampled;
+  const TensorView logits = Logits(pass, rows.row + first, count);
   p_->sampler->Sample(*p_->stream, logits, rows.lane + first, rows.position + first);
   return logits;
 }
 
-void Stage::SampleRows(const PlanBatch& batch, bool drawn, StepResult& result) {
-  const HeadRows& rows = p_->upload->sampled();
+void Stage::SampleRows(const Pass& pass, bool drawn, StepResult& result) {
+  const HeadRows& rows = pass.uploaded.sampled;
   std::vector<const PlanChunk*> chunks;
-  for (const PlanChunk& chunk : batch.chunks()) {
+  for (const PlanChunk& chunk : pass.plan->chunks()) {
     if (chunk.output() == pipeline::OUTPUT_SAMPLE) chunks.push_back(&chunk);
   }
   for (int first = 0; first < rows.count; first += kLogitRows) {
     const int count = std::min(kLogitRows, rows.count - first);
-    const TensorView logits = drawn ? p_->logits.view().Rows(first, count) : DrawRows(first, count);
+    const TensorView logits =
+        drawn ? p_->logits.view().Rows(first, count) : DrawRows(pass, first, count);
     int top = 0;
     for (int i = 0; i < count; ++i) top = std::max(top, chunks[first + i]->top_logprobs());
     std::vector<TopTokens> tops;
@@ -368,11 +418,11 @@ void Stage::SampleRows(const PlanBatch& batch, bool drawn, StepResult& result) {
   }
 }
 
-void Stage::ScoreRows(const PlanBatch& batch, StepResult& result) {
-  const HeadRows& rows = p_->upload->scored();
+void Stage::ScoreRows(const Pass& pass, StepResult& result) {
+  const HeadRows& rows = pass.uploaded.scored;
   std::vector<pipeline::ScoredChunk*> row_chunk;  // of each row
   std::vector<bool> row_logits;
-  for (const PlanChunk& chunk : batch.chunks()) {
+  for (const PlanChunk& chunk : pass.plan->chunks()) {
     const bool logits = chunk.output() == pipeline::OUTPUT_LOGITS;
     if (!logits && chunk.output() != pipeline::OUTPUT_LOGPROBS) continue;
     pipeline::ScoredChunk* scored = result.add_scores();
@@ -385,7 +435,7 @@ void Stage::ScoreRows(const PlanBatch& batch, StepResult& result) {
   std::vector<float> host(p_->model->config().vocab_size);
   for (int first = 0; first < rows.count; first += kLogitRows) {
     const int count = std::min(kLogitRows, rows.count - first);
-    const TensorView logits = Logits(rows.row + first, count);
+    const TensorView logits = Logits(pass, rows.row + first, count);
     const std::span<const float> logprobs =
         p_->sampler->LogProbs(*p_->stream, logits, rows.target + first);
     for (int i = 0; i < count; ++i) {
@@ -400,27 +450,22 @@ void Stage::ScoreRows(const PlanBatch& batch, StepResult& result) {
 }
 
 // The states are nobody's after the head, so they are normed where they lie.
-void Stage::ReadNormed(const PlanBatch& batch, TensorView hidden, StepResult& result) {
+void Stage::ReadNormed(const Pass& pass, StepResult& result) {
   const int layers = p_->model->config().layers;
-  if (!HiddenStates::Asks(batch, layers)) return;
-  ops::Norm(*p_->stream, hidden, hidden, FinalNorm());
-  p_->hidden_states.Read(*p_->stream, batch, layers, hidden, result);
+  if (!HiddenStates::Asks(*pass.plan, layers)) return;
+  ops::Norm(*p_->stream, pass.a.hidden, pass.a.hidden, FinalNorm());
+  p_->hidden_states.Read(*p_->stream, *pass.plan, layers, pass.a.hidden, result);
 }
 
-void Stage::Trace(const PlanBatch& batch, StepResult& result) {
-  for (const PlanChunk& chunk : batch.chunks()) {
+void Stage::TraceLayer(int index, const Pass& pass, StepResult& result) {
+  int at = pass.first_trace;
+  for (const PlanChunk& chunk : pass.plan->chunks()) {
     if (!chunk.trace()) continue;
-    pipeline::ChunkTraceResult& trace = *result.add_traces();
-    trace.set_lane(chunk.lane());
-    trace.set_start(chunk.first_position());
-    trace.set_tokens(chunk.token_ids_size());
-    for (size_t i = 0; i < p_->caches.size(); ++i) {
-      pipeline::LayerTrace& layer = *trace.add_layers();
-      layer.set_layer(p_->shard.first_layer + static_cast<int>(i));
-      for (const std::vector<int32_t>& kept :
-           p_->caches[i]->KeptPositions(*p_->stream, chunk.lane())) {
-        layer.add_heads()->mutable_positions()->Add(kept.begin(), kept.end());
-      }
+    pipeline::LayerTrace& layer = *result.mutable_traces(at++)->add_layers();
+    layer.set_layer(p_->shard.first_layer + index);
+    for (const std::vector<int32_t>& kept :
+         p_->caches[index]->KeptPositions(*p_->stream, chunk.lane())) {
+      layer.add_heads()->mutable_positions()->Add(kept.begin(), kept.end());
     }
   }
 }

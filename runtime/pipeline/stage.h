@@ -4,12 +4,14 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/device/device.h"
 #include "runtime/files/weight_source.h"
 #include "runtime/model/decoder_model.h"
+#include "runtime/pipeline/offload_plan.h"
 #include "runtime/pipeline/pipeline_spec.h"
 #include "runtime/pipeline/step_plan.pb.h"
 #include "runtime/transport/communicator.h"
@@ -19,10 +21,12 @@ namespace keyline {
 class Stage {
  public:
   // Loads the weights of shard `rank` and allocates everything that steps will use. `progress` (may
-  // be null) hears the bytes of each part as it is loaded. Everything must outlive the stage.
+  // be null) hears the bytes of each part as it is loaded. `offload`: which layers stream; all that
+  // is allocated on the device comes to offload.device at most. Everything must outlive the stage.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(
       Device& device, const WeightSource& source, const DecoderModel& model,
-      const PipelineSpec& spec, int rank, const std::function<void(size_t bytes)>& progress);
+      const PipelineSpec& spec, int rank, const std::function<void(size_t bytes)>& progress,
+      const OffloadPlan& offload = {});
   ~Stage();
 
   // Runs the plan's batches through this rank's layers: hidden states come from the previous rank
@@ -39,29 +43,40 @@ class Stage {
   const DecoderModel& model() const;
   size_t weight_bytes() const;
   size_t kv_bytes() const;
+  // Of the layers that stream, those that host memory had no room for; see StreamedStore.
+  int unpinned_layers() const;
 
  private:
   struct Parts;
+  struct Pass;
   explicit Stage(std::unique_ptr<Parts> parts);
-  void SaveLane(int lane, pipeline::StepResult& result);
-  void OpenLane(const pipeline::OpenLane& open, pipeline::StepResult& result);
-  absl::Status RestoreLane(const pipeline::OpenLane& open);
   absl::StatusOr<pipeline::StepResult> RunBatches(const pipeline::StepPlan& plan,
                                                   Communicator& comm);
-  // Embedding, where it is here, and layers, of the batch in the upload. Enqueues only, but for
-  // hidden states that somebody asks for.
-  void RunLayers(const pipeline::PlanBatch& plan, Activations& a, Communicator& comm,
-                 pipeline::StepResult& result);
+  // Batches of the plan from `first` on that go through each layer together.
+  int SweepSize(const pipeline::StepPlan& plan, int first) const;
+  absl::Status Sweep(const pipeline::StepPlan& plan, std::span<Pass> passes, Communicator& comm,
+                     pipeline::StepResult& result);
+  // A pass that a device can record: one token a chunk, and nobody who reads in between.
+  void RunDecode(Pass& pass, Communicator& comm, pipeline::StepResult& result);
+  std::vector<Pass> Upload(const pipeline::StepPlan& plan, int first, int count,
+                           pipeline::StepResult& result);
+  // Hidden states of the rank before; the embedding on the first one.
+  absl::Status Receive(const pipeline::StepPlan& plan, Pass& pass, Communicator& comm,
+                       pipeline::StepResult& result);
+  void Embed(Pass& pass);
+  // One layer of it. Enqueues only, but for hidden states that somebody asks for.
+  void RunLayer(int index, const LayerWeights& weights, Pass& pass, pipeline::StepResult& result);
+  // Behind its last layer here: to the next rank, or to tokens and scores. `drawn`: DrawRows has
+  // been called for all rows.
+  void Finish(Pass& pass, bool drawn, Communicator& comm, pipeline::StepResult& result);
   // Logits of sampled rows [first, first + count), and a token of each. Enqueues only.
-  TensorView DrawRows(int first, int count);
-  // `drawn`: DrawRows has been called for all rows.
-  void SampleRows(const pipeline::PlanBatch& batch, bool drawn, pipeline::StepResult& result);
-  void ScoreRows(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
-  void ReadNormed(const pipeline::PlanBatch& batch, TensorView hidden,
-                  pipeline::StepResult& result);
-  void Trace(const pipeline::PlanBatch& batch, pipeline::StepResult& result);
+  TensorView DrawRows(const Pass& pass, int first, int count);
+  void SampleRows(const Pass& pass, bool drawn, pipeline::StepResult& result);
+  void ScoreRows(const Pass& pass, pipeline::StepResult& result);
+  void ReadNormed(const Pass& pass, pipeline::StepResult& result);
+  void TraceLayer(int index, const Pass& pass, pipeline::StepResult& result);
   RmsNorm FinalNorm() const;
-  TensorView Logits(const int32_t* rows, int count);
+  TensorView Logits(const Pass& pass, const int32_t* rows, int count);
 
   std::unique_ptr<Parts> p_;
 };

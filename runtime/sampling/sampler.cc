@@ -24,6 +24,11 @@ absl::StatusOr<Sampler> Sampler::Make(Device& device, int lanes, int max_rows) {
   return sampler;
 }
 
+size_t Sampler::BytesFor(int lanes, int max_rows) {
+  constexpr size_t kTopBytes = kMaxTopLogProbs * (sizeof(int32_t) + sizeof(float));
+  return lanes * sizeof(SamplingParams) + max_rows * (sizeof(SampledToken) + kTopBytes);
+}
+
 void Sampler::SetLane(Stream& s, int lane, const SamplingParams& params) {
   host_params_.at(lane) = params;
   s.CopyAsync(params_.view().as<SamplingParams>() + lane, &host_params_[lane], sizeof(params));

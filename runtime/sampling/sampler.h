@@ -21,6 +21,7 @@ class Sampler {
  public:
   // `max_rows`: most rows of logits of one call.
   static absl::StatusOr<Sampler> Make(Device& device, int lanes, int max_rows);
+  static size_t BytesFor(int lanes, int max_rows);  // on the device
 
   void SetLane(Stream& s, int lane, const SamplingParams& params);
   // logits: float32 [n, vocab]; lanes, positions: int32 [n], device. Enqueues only.

@@ -68,6 +68,36 @@ TEST(Scheduler, AChunkThatDoesNotFitIsNotOvertaken) {
   EXPECT_EQ(second->plan.batches(0).chunks(1).token_ids_size(), 2);
 }
 
+TEST(Scheduler, ASweepTakesWholePassesOverPromptsBesideTheDecodeTokensOfAllLanes) {
+  Scheduler scheduler({.lanes = 3, .max_pass_tokens = 10, .groups = 1, .sweep_tokens = 35});
+  const Made decoding = MakeSequence(1, {1}, 9);
+  scheduler.Enqueue(decoding.sequence);
+  std::vector<std::shared_ptr<Sequence>> started;
+  ASSERT_TRUE(scheduler.NextStep(&started).has_value());
+  pipeline::SampledTokenResult sampled;
+  decoding.sequence->OnSampled(sampled, absl::UnixEpoch());
+  scheduler.Enqueue(MakeSequence(2, {12, 8, 7}, 1).sequence);
+  scheduler.Enqueue(MakeSequence(3, {16, 6}, 1).sequence);
+  // Passes are cut as they would be in steps of their own, and a step ends where a whole one could
+  // exceed it.
+  const auto step = scheduler.NextStep(&started);
+  std::vector<std::vector<int>> passes;
+  for (const pipeline::PlanBatch& batch : step->plan.batches()) {
+    std::vector<int>& tokens = passes.emplace_back();
+    for (const pipeline::PlanChunk& chunk : batch.chunks()) {
+      tokens.push_back(chunk.token_ids_size());
+    }
+  }
+  EXPECT_EQ(passes, (std::vector<std::vector<int>>{{1, 9}, {3, 7}, {8, 2}}));
+  const auto rest = scheduler.NextStep(&started);
+  ASSERT_EQ(rest->plan.batches_size(), 3);
+  EXPECT_EQ(rest->plan.batches(0).chunks(0).token_ids_size(), 7);
+  EXPECT_EQ(rest->plan.batches(0).chunks(1).token_ids_size(), 3);
+  EXPECT_EQ(rest->plan.batches(1).chunks(0).token_ids_size(), 4);
+  EXPECT_EQ(rest->plan.batches(2).chunks(0).token_ids_size(), 6);
+  EXPECT_FALSE(scheduler.NextStep(&started).has_value());
+}
+
 TEST(Scheduler, GivesEveryMicroBatchItsTurn) {
   Scheduler scheduler({.lanes = 4, .max_pass_tokens = 16, .groups = 2});
   std::vector<Made> made;
