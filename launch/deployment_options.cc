@@ -122,6 +122,7 @@ absl::Status ApplyDeployment(const std::string& path, LaunchOptions& o) {
   if (d.has_pipeline_depth()) o.pipeline_depth = d.pipeline_depth();
   if (d.has_device_memory()) o.device_memory = d.device_memory();
   if (d.has_offload()) o.offload = d.offload();
+  if (d.has_host_memory()) o.host_memory = d.host_memory();
   if (d.has_transport()) o.transport = d.transport();
   ApplyCache(d.cache(), o);
   ApplyServer(d.server(), o);

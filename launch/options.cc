@@ -55,13 +55,16 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
             "most steps in flight; default: the number of ranks")
       ->check(CLI::Range(1, 1024));
   AddOption(app, "--device-memory", o.device_memory, "most memory of a rank, such as 6GiB");
-  AddOption(app, "--offload", o.offload, "which layers stream through device memory")
+  AddOption(app, "--offload", o.offload,
+            "which layers stream through device memory: those that do not fit, none or all")
       ->check(CLI::IsMember({"auto", "none", "all"}))
       ->capture_default_str();
-  AddOption(app, "--transport", o.transport,
-            "how tensors travel between ranks: auto is NCCL where each is a process with a GPU to "
-            "itself, "
-            "else host")
+  AddOption(app, "--host-memory", o.host_memory,
+            "most host memory of a rank for layers that stream, such as 32GiB; what exceeds it is "
+            "read from the model's files at every step");
+  AddOption(
+      app, "--transport", o.transport,
+      "how tensors travel between ranks: auto is NCCL where each has a GPU to itself, else host")
       ->check(CLI::IsMember({"auto", "host", "nccl"}))
       ->capture_default_str();
   AddFlag(
@@ -130,6 +133,13 @@ absl::StatusOr<uint64_t> ParseBytes(const std::string& text) {
         "'", text, "' is no amount of memory; write 6GiB, 512MiB or a number of bytes"));
   }
   return static_cast<uint64_t>(number * factor);
+}
+
+absl::StatusOr<uint64_t> FlagBytes(const char* flag, const std::string& text) {
+  absl::StatusOr<uint64_t> bytes = ParseBytes(text);
+  if (bytes.ok()) return bytes;
+  return absl::InvalidArgumentError(
+      absl::StrCat(flag, ": ", std::string(bytes.status().message())));
 }
 
 }  // namespace keyline

@@ -26,6 +26,7 @@ struct LaunchOptions {
   int pipeline_depth = 0;     // 0: the number of ranks
   std::string device_memory;  // "6GiB"; "" = all there is
   std::string offload = "auto";
+  std::string host_memory;  // of layers that stream; "": what the host has free
   std::string transport = "auto";
   bool deterministic = false;
 
@@ -68,6 +69,8 @@ absl::Status ApplyDeployment(const std::string& path, LaunchOptions& options);
 
 // "6GiB", "512MiB", "1000000": bytes. INVALID_ARGUMENT for anything else.
 absl::StatusOr<uint64_t> ParseBytes(const std::string& text);
+// The same of a flag, which the error names.
+absl::StatusOr<uint64_t> FlagBytes(const char* flag, const std::string& text);
 
 // ---- Template ----
 std::string EnvironmentName(const std::string& flag);  // "--kv-policy" -> "KEYLINE_KV_POLICY"

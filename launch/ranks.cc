@@ -86,7 +86,11 @@ class Launcher {
       if (comm->size() > 1) comm->SendBytes(1, ToBytes(stop));
       return status;
     }
-    Coordinator coordinator(*own.stage, *comm);
+    int sweep_tokens = 0;
+    for (const pipeline::RankReady& ready : all) {
+      sweep_tokens = std::max(sweep_tokens, ready.step_tokens());
+    }
+    Coordinator coordinator(*own.stage, *comm, sweep_tokens);
     comm->state()->Doing("decide what runs next");
     status = rank_zero(coordinator, all);
     // The other ranks may hang: neither join them nor take leave of them.
@@ -98,17 +102,30 @@ class Launcher {
 
  private:
   absl::Status Load(int rank, Rank& out) const {
-    ASSIGN_OR_RETURN(const StageBytes bytes,
-                     BytesOfStage(*out.device, *opened_.model, spec_, rank));
-    RETURN_IF_ERROR(CheckFits(options_, *out.device, bytes, rank));
-    ASSIGN_OR_RETURN(out.stage, Stage::Create(*out.device, opened_.weights(), *opened_.model, spec_,
-                                              rank, [this](size_t n) { progress_.Add(n); }));
+    ASSIGN_OR_RETURN(const OffloadPlan plan,
+                     PlanRank(options_, *out.device, *opened_.model, spec_, rank));
+    if (!options_.device_memory.empty()) {
+      ASSIGN_OR_RETURN(const uint64_t most, ParseBytes(options_.device_memory));
+      out.device->LimitMemory(most);
+    }
+    ASSIGN_OR_RETURN(out.stage, Stage::Create(
+                                    *out.device, opened_.weights(), *opened_.model, spec_, rank,
+                                    [this](size_t n) { progress_.Add(n); }, plan));
     out.ready.set_device(out.device->name());
     out.ready.set_device_description(out.device->description());
     out.ready.set_weight_bytes(out.stage->weight_bytes());
     out.ready.set_kv_bytes(out.stage->kv_bytes());
-    out.ready.set_workspace_bytes(bytes.workspace);
+    out.ready.set_workspace_bytes(plan.device.workspace);
     out.ready.set_free_bytes(out.device->memory().free_bytes);
+    if (!plan.streams()) return absl::OkStatus();
+    out.ready.set_streamed_layers(plan.streamed_layers());
+    out.ready.set_streamed_bytes(plan.streamed_bytes);
+    out.ready.set_slots(plan.slots);
+    out.ready.set_step_tokens(plan.step_tokens);
+    out.ready.set_unpinned_layers(out.stage->unpinned_layers());
+    LOG_IF(WARNING, out.ready.unpinned_layers() > 0)
+        << "rank " << rank << ": host memory has no room for " << out.ready.unpinned_layers()
+        << " layers that stream; each step reads them from the model's files, which is slow";
     return absl::OkStatus();
   }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -24,6 +25,20 @@ int EnvironmentInt(const char* name, int otherwise) {
   const char* text = std::getenv(name);
   int value = 0;
   return text != nullptr && absl::SimpleAtoi(text, &value) ? value : otherwise;
+}
+
+// Ranks on this host.
+int RanksHere(int ranks) {
+  const int here = StartedByMpi() ? EnvironmentInt("OMPI_COMM_WORLD_LOCAL_SIZE", ranks) : ranks;
+  return std::max(here, 1);
+}
+
+// Ranks that one device of this host is dealt to, at most.
+int SharingRanks(const LaunchOptions& options, int ranks) {
+  const std::vector<std::string> devices = absl::StrSplit(options.device, ',');
+  const int different =
+      static_cast<int>(std::set<std::string>(devices.begin(), devices.end()).size());
+  return (RanksHere(ranks) + different - 1) / different;
 }
 
 absl::Status CheckProtectUntil(const LaunchOptions& options, const OpenedModel& opened) {
@@ -100,19 +115,14 @@ std::string DeviceOfRank(const LaunchOptions& options, int rank) {
 
 int ThreadsOfRank(const LaunchOptions& options, int ranks) {
   if (options.threads > 0) return options.threads;
-  const int here = StartedByMpi() ? EnvironmentInt("OMPI_COMM_WORLD_LOCAL_SIZE", ranks) : ranks;
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, cores / std::max(here, 1));
+  return std::max(1, cores / RanksHere(ranks));
 }
 
 absl::StatusOr<PipelineSpec> MakeSpec(const LaunchOptions& options, const OpenedModel& opened,
                                       const PipelineNeeds& needs) {
   const ModelConfig& config = opened.model->config();
   PipelineSpec spec;
-  if (options.offload == "all") {
-    return absl::UnimplementedError(
-        "--offload all: this version keeps all layers on the device; use auto or none");
-  }
   if (options.dtype == "f32") {
     spec.dtype = DType::kF32;
   } else if (options.dtype == "bf16") {
@@ -171,26 +181,56 @@ absl::StatusOr<PipelineSpec> MakeSpec(const LaunchOptions& options, const Opened
   return spec;
 }
 
-absl::Status CheckFits(const LaunchOptions& options, const Device& device, const StageBytes& bytes,
-                       int rank) {
-  uint64_t limit = device.memory().free_bytes;
-  std::string what = absl::StrCat("free on ", device.name());
+absl::StatusOr<RankMemory> MemoryOfRank(const LaunchOptions& options, const Device& device,
+                                        int ranks) {
+  RankMemory memory;
+  memory.mode = options.offload == "all"    ? Offload::kAll
+                : options.offload == "none" ? Offload::kNone
+                                            : Offload::kAuto;
+  memory.limit = device.memory().free_bytes / SharingRanks(options, ranks);
+  // A GPU's driver and libraries take memory as they are first used.
+  if (!device.memory_is_host()) memory.limit -= memory.limit / 16;
+  memory.where = absl::StrCat("free on ", device.name());
   if (!options.device_memory.empty()) {
-    ASSIGN_OR_RETURN(const uint64_t asked, ParseBytes(options.device_memory));
-    limit = asked;
-    what = "allowed by --device-memory";
+    ASSIGN_OR_RETURN(memory.limit, FlagBytes("--device-memory", options.device_memory));
+    memory.where = "allowed by --device-memory";
   }
-  if (bytes.total() <= limit) return absl::OkStatus();
-  const uint64_t fixed = bytes.weights + bytes.workspace;
-  const std::string hint =
-      fixed >= limit ? "more ranks would do"
-                     : absl::StrCat("caches of at most ", (limit - fixed) >> 20,
-                                    " MiB would fit: lower --kv-cache-length or --lanes, or use "
-                                    "more ranks");
-  return absl::ResourceExhaustedError(
-      absl::StrCat("rank ", rank, " needs ", bytes.total() >> 20, " MiB (weights ",
-                   bytes.weights >> 20, ", caches ", bytes.kv >> 20, ", workspace ",
-                   bytes.workspace >> 20, "), but ", limit >> 20, " MiB are ", what, "; ", hint));
+  return memory;
+}
+
+absl::StatusOr<OffloadPlan> PlanRank(const LaunchOptions& options, const Device& device,
+                                     const DecoderModel& model, const PipelineSpec& spec,
+                                     int rank) {
+  const int ranks = static_cast<int>(spec.shards.size());
+  ASSIGN_OR_RETURN(const RankMemory memory, MemoryOfRank(options, device, ranks));
+  ASSIGN_OR_RETURN(const StageNeeds needs, NeedsOfStage(device, model, spec, rank));
+  absl::StatusOr<OffloadPlan> plan = PlanOffload(needs, memory.mode, memory.limit);
+  if (!plan.ok()) {
+    const auto mebibytes = [&](int resident) {
+      return absl::StrCat((LeastBytes(needs, resident) + (1 << 20) - 1) >> 20, "MiB");
+    };
+    const std::string would_do =
+        memory.mode == Offload::kNone
+            ? absl::StrCat(mebibytes(static_cast<int>(needs.layers.size())), " would do, or ",
+                           mebibytes(0), " with --offload auto")
+            : absl::StrCat(mebibytes(0), " would do");
+    return absl::Status(plan.status().code(),
+                        absl::StrCat("rank ", rank, " ", std::string(plan.status().message()), " ",
+                                     memory.where, "; ", would_do,
+                                     "; a lower --kv-cache-length, fewer --lanes, a smaller "
+                                     "--max-pass-tokens or more ranks need less"));
+  }
+  if (!plan->streams()) return plan;
+  if (!options.host_memory.empty()) {
+    ASSIGN_OR_RETURN(plan->host_bytes, FlagBytes("--host-memory", options.host_memory));
+    return plan;
+  }
+  // A tenth is left to everybody else.
+  ASSIGN_OR_RETURN(const auto host, OpenDevice("cpu", {.threads = 1}));
+  const size_t share = host->memory().free_bytes / RanksHere(ranks) / 10 * 9;
+  const size_t taken = device.memory_is_host() ? plan->device.total() : 0;
+  plan->host_bytes = share - std::min(share, taken);
+  return plan;
 }
 
 }  // namespace keyline

@@ -11,6 +11,7 @@
 #include "launch/options.h"
 #include "runtime/files/checkpoint.h"
 #include "runtime/model/decoder_model.h"
+#include "runtime/pipeline/offload_plan.h"
 #include "runtime/pipeline/pipeline_spec.h"
 #include "runtime/text/tokenizer.h"
 #include "runtime/weights/random_source.h"
@@ -64,9 +65,19 @@ std::string DeviceOfRank(const LaunchOptions& options, int rank);
 // Compute threads of each of this process's ranks.
 int ThreadsOfRank(const LaunchOptions& options, int ranks);
 
-// INVALID_ARGUMENT / RESOURCE_EXHAUSTED with the numbers where a stage does not fit --device-memory
-// or what its device has free.
-absl::Status CheckFits(const LaunchOptions& options, const Device& device, const StageBytes& bytes,
-                       int rank);
+// What a rank may take of its device, as --offload and --device-memory say, else what the device
+// has free, shared among the ranks that it is dealt to.
+struct RankMemory {
+  Offload mode = Offload::kAuto;
+  size_t limit = 0;
+  std::string where;  // "allowed by --device-memory"
+};
+absl::StatusOr<RankMemory> MemoryOfRank(const LaunchOptions& options, const Device& device,
+                                        int ranks);
+
+// Which of the rank's layers stay on its device and which stream. RESOURCE_EXHAUSTED says what
+// would do. REQUIRES: spec.shards is filled in.
+absl::StatusOr<OffloadPlan> PlanRank(const LaunchOptions& options, const Device& device,
+                                     const DecoderModel& model, const PipelineSpec& spec, int rank);
 
 }  // namespace keyline

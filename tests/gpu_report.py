@@ -14,6 +14,7 @@ Parts, in this order (each has a time limit of its own and none stops the next):
   real       tests/golden/check_real.py, with --model SmolLM2-135M-Instruct.Q4_1.gguf
   sanitizer  compute-sanitizer over small cases of the operations, where it is installed
   bench      keyline bench, decode and prefill
+  offload    keyline bench offload: all layers stream, half of them, none; and a budget is kept to
 Exit code 0 if every part that ran passed. Needs Python 3.8; numpy and safetensors for the golden parts.
 """
 import argparse
@@ -34,7 +35,7 @@ from gpu_scale import ITEMS, scale
 
 # Seconds, for a machine with 16 cores.
 LIMITS = {'tests': 420, 'golden': 240, 'bf16': 120, 'ranks': 240, 'selftest': 120, 'kill': 120, 'scale': 600,
-          'real': 240, 'sanitizer': 300, 'bench': 300}
+          'real': 240, 'sanitizer': 300, 'bench': 300, 'offload': 420}
 BF16_BOUNDS = {'qwen3': 0.2, 'llama': 1.5}
 
 
@@ -152,7 +153,26 @@ def bench(part, a):
         part.add_bench(f'bench {arguments}', [KEYLINE, 'bench', *arguments.split(), '--device', a.device])
 
 
-PARTS = [tests, golden, bf16, ranks, selftest, kill, scale, real, sanitizer, bench]
+def offload(part, a):
+    command = [KEYLINE, 'bench', *OFFLOAD.split(), '--device', a.device]
+    part.add_bench(f'bench {OFFLOAD}', command)
+    budget = 8 << 30
+    rows = part.add_bench(f'bench {OFFLOAD} --device-memory 8GiB', [*command, '--device-memory', str(budget)])
+    over = [row['peak_device_bytes'] for row in rows if row['peak_device_bytes'] > budget]
+    part.add('8 GiB are kept to', 'passed' if rows and not over else 'failed', 0, f'peaks: {over}')
+    model = os.path.join(GOLDEN, 'dense', 'llama')
+    score = [KEYLINE, 'score', '--model', model, '--token-ids', f'{model}/expected.safetensors', '--device', a.device,
+             '--json']
+    whole = part.add_command('score', score)
+    for flags in (['--offload', 'all'], ['--offload', 'all', '--host-memory', '1KiB']):
+        name = f"score {' '.join(flags)}"
+        same = part.add_command(name, score + flags) == whole
+        part.add(f'{name}: the same numbers', 'passed' if same else 'failed', 0)
+
+
+PARTS = [tests, golden, bf16, ranks, selftest, kill, scale, real, sanitizer, bench, offload]
+OFFLOAD = ('offload --shape llama-8b --dtype bf16 --batch 1,8,32 --tokens 12 --prompt 16384 --max-pass-tokens 2176 '
+           '--kv-chunk 2048 --repeat 3')
 BENCHES = ['decode --shape smollm2-135m --dtype bf16 --batch 1,8 --repeat 3',
            'decode --shape llama-1b --dtype bf16 --batch 1,8,32 --repeat 3',
            'decode --shape llama-8b --dtype bf16 --batch 1,8,32 --repeat 3',

@@ -28,6 +28,7 @@ struct Arguments {
   int prompt = 512;                                  // prefilled
   std::vector<int> simulate = {1, 2, 4, 8, 16, 64};  // numbers of ranks
   int repeat = 3;
+  std::vector<double> resident = {0, 0.5, 1};  // shares of the layers that stay on the device
   bool json = false;
 };
 
@@ -43,6 +44,7 @@ absl::Status Decode(const Run& run);     // through the engine, whole steps
 absl::Status Prefill(const Run& run);    // through the engine, one prompt
 absl::Status Attention(const Run& run);  // KvCache::Attend alone
 absl::Status Gemv(const Run& run);       // the matrices of a layer and the head, few rows
+absl::Status Offload(const Run& run);    // decode and prefill with layers that stream
 absl::Status Hop(const Run& run);        // a hidden state from rank to rank
 absl::Status DeviceRates(const Run& run);
 absl::Status Pipeline(const Run& run);  // the stages by themselves, and how many ranks would do

@@ -21,11 +21,13 @@ Request RandomRequest(int vocab, int prompt_tokens, int new_tokens, uint32_t see
 }
 
 absl::StatusOr<std::vector<std::shared_ptr<TimedSink>>> Serve(Coordinator& coordinator,
-                                                              std::vector<Request> requests) {
+                                                              std::vector<Request> requests,
+                                                              OnTiming on_timing) {
   // The engine runs on this thread and ends when it is idle, so each round has its own.
   EngineOptions options;
   options.drain_limit = absl::InfiniteDuration();
   options.stop_workers_at_end = false;
+  options.on_timing = std::move(on_timing);
   options.max_queued_requests = static_cast<int>(requests.size());
   options.max_queued_tokens = 0;
   for (const Request& request : requests) {

@@ -4,6 +4,7 @@
 
 #include <time.h>
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -30,9 +31,12 @@ class TimedSink : public CollectingSink {
 
 Request RandomRequest(int vocab, int prompt_tokens, int new_tokens, uint32_t seed);
 
-// Submits `requests` together and runs them to the end, leaving the workers running.
+// Submits `requests` together and runs them to the end, leaving the workers running. `on_timing`:
+// as EngineOptions has it.
+using OnTiming = std::function<void(const pipeline::StageTiming& timing, uint64_t step)>;
 absl::StatusOr<std::vector<std::shared_ptr<TimedSink>>> Serve(Coordinator& coordinator,
-                                                              std::vector<Request> requests);
+                                                              std::vector<Request> requests,
+                                                              OnTiming on_timing = nullptr);
 
 // From when all of a round's sequences have their first token to the first one's last: only full
 // steps count.

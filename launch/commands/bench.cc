@@ -19,9 +19,9 @@ namespace {
 using bench::Arguments;
 
 const std::map<std::string, absl::Status (*)(const bench::Run&)> kKinds = {
-    {"decode", bench::Decode},    {"prefill", bench::Prefill}, {"attention", bench::Attention},
-    {"gemv", bench::Gemv},        {"hop", bench::Hop},         {"device", bench::DeviceRates},
-    {"pipeline", bench::Pipeline}};
+    {"decode", bench::Decode},      {"prefill", bench::Prefill},  {"attention", bench::Attention},
+    {"gemv", bench::Gemv},          {"offload", bench::Offload},  {"hop", bench::Hop},
+    {"device", bench::DeviceRates}, {"pipeline", bench::Pipeline}};
 
 absl::Status RunBench(const LaunchOptions& options, const Arguments& args) {
   ASSIGN_OR_RETURN(const int ranks, NumberOfRanks(options));
@@ -60,8 +60,8 @@ void AddBench(CLI::App& app, LaunchOptions& options, Command& chosen) {
   sub.add_option(
          "what", args->what,
          "decode, prefill: the engine; attention: a layer's cache; gemv: matrices times "
-         "few rows; hop: from rank to rank; device: the limits themselves; pipeline: any number "
-         "of ranks, out of the times of stages and hops")
+         "few rows; offload: layers that stream; hop: from rank to rank; device: the limits "
+         "themselves; pipeline: any number of ranks, out of the times of stages and hops")
       ->check(CLI::IsMember(kKinds))
       ->required();
   AddOption(sub, "--shape", args->shape,
@@ -78,6 +78,12 @@ void AddBench(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddOption(sub, "--storages", args->storages,
             "attention: cache storages, separated by commas [--kv-storage]")
       ->delimiter(',');
+  AddOption(sub, "--resident", args->resident,
+            "offload: shares of the layers that stay on the device, separated by commas; with "
+            "--device-memory: what fits")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   AddOption(sub, "--tokens", args->tokens, "decode: new tokens of each sequence")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();

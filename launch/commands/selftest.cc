@@ -1,5 +1,5 @@
-// keyline selftest: the same requests on 1..N ranks, alone and in a batch, at every pipeline depth:
-// tokens and kept sets must agree.
+// keyline selftest: the same requests on 1..N ranks, alone and in a batch, at every pipeline depth,
+// with resident and with streamed layers: tokens and kept sets must agree.
 
 #include <cstdio>
 #include <map>
@@ -140,6 +140,11 @@ absl::Status Selftest(const LaunchOptions& options, const Arguments& args) {
     return absl::OkStatus();
   };
   for (int ranks = 1; ranks <= most_ranks; ++ranks) {
+    LaunchOptions streamed = options;
+    streamed.ranks = ranks;
+    streamed.lanes = 3;
+    streamed.offload = "all";
+    RETURN_IF_ERROR(compare(absl::StrCat(ranks, " ranks, all layers streamed"), streamed));
     for (int lanes : {1, 3, kRequests}) {
       for (int depth : std::set<int>{1, ranks, ranks + 2}) {
         LaunchOptions changed = options;
@@ -162,7 +167,9 @@ absl::Status Selftest(const LaunchOptions& options, const Arguments& args) {
 
 void AddSelftest(CLI::App& app, LaunchOptions& options, Command& chosen) {
   CLI::App& sub = *app.add_subcommand(
-      "selftest", "the same requests on 1..N ranks, alone and batched: results must agree");
+      "selftest",
+      "the same requests on 1..N ranks, resident and streamed, alone and batched: results must "
+      "agree");
   auto args = std::make_shared<Arguments>();
   AddModelOptions(sub, options);
   AddCacheOptions(sub, options);

@@ -97,13 +97,6 @@ absl::StatusOr<ServerFacts> FactsOf(const OpenedModel& opened, const PipelineSpe
   return facts;
 }
 
-absl::StatusOr<int64_t> FlagBytes(const char* flag, const std::string& text) {
-  const absl::StatusOr<uint64_t> bytes = ParseBytes(text);
-  if (bytes.ok()) return static_cast<int64_t>(*bytes);
-  return absl::InvalidArgumentError(
-      absl::StrCat(flag, ": ", std::string(bytes.status().message())));
-}
-
 absl::StatusOr<EngineOptions> EngineOptionsOf(const LaunchOptions& options,
                                               const OpenedModel& opened, const PipelineSpec& spec) {
   EngineOptions engine;

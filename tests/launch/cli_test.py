@@ -199,6 +199,30 @@ class ExitCodes(unittest.TestCase):
         self.assertIn('--device-memory', done.stderr)
         self.assertIn('rank', run('plan', '--model', LLAMA, '--ranks', 3).stdout)
 
+    def test_offload(self):
+        """A budget that all commands keep to, from two slots on; below, the number that would do."""
+        flags = ['--model', LLAMA, '--kv-cache-length', 64, '--kv-chunk', 16, '--lanes', 2]
+        refused = run('plan', *flags, '--device-memory', '100KiB', code=4).stderr
+        least = re.search(r'; (\d+)MiB would do', refused)
+        self.assertTrue(least, refused)
+        out = run('plan', *flags, '--offload', 'all', '--device-memory', f'{least[1]}MiB').stdout
+        self.assertRegex(out, r'offload +0 of 3 layers stay, 3 stream through [23] slots: .* GB/s')
+        self.assertRegex(out, r'about [\d.e+]+ tok/s for 1 sequence, [\d.e+]+ for 2 together')
+        plan = json.loads(run('plan', *flags, '--offload', 'all', '--json').stdout)
+        self.assertEqual(plan['stages'][0]['streamed_layers'], [0, 1, 2])
+        self.assertEqual(plan['offload']['streamed_layers'], 3)
+        self.assertGreater(plan['offload']['link_bytes_per_second'], 0)
+        self.assertGreater(plan['offload']['tokens_per_second']['one_sequence'], 0)
+        self.assertIn('all layers stay', run('plan', *flags).stdout)
+        self.assertIn('--device-memory', run('plan', *flags, '--device-memory', 'much', code=3).stderr)
+        for command in (['score', '--token-ids', f'{LLAMA}/expected.safetensors'],
+                        ['bench', 'prefill', '--prompt', 30, '--repeat', 1]):
+            self.assertIn('would do', run(*command, '--model', LLAMA, '--device-memory', '100KiB', code=4).stderr)
+        score = ['score', '--model', LLAMA, '--token-ids', f'{LLAMA}/expected.safetensors', '--json']
+        whole = run(*score).stdout
+        self.assertEqual(run(*score, '--offload', 'all', '--host-memory', '1KiB').stdout, whole)
+        self.assertEqual(run(*score, '--offload', 'all', '--ranks', 2).stdout, whole)
+
     def test_more_ranks_than_layers(self):
         self.assertIn('1 to 3 ranks would do', run('plan', '--model', LLAMA, '--ranks', 4, code=3).stderr)
 
@@ -270,6 +294,22 @@ class Bench(unittest.TestCase):
         self.assertLess(rows[7]['bytes'], rows[1]['bytes'] / 2, 'k8v4 is smaller than plain')
         refused = run('bench', 'attention', '--model', LLAMA, '--depth', 16, '--chunk', 99, '--kv-policy', 'h2o', code=3)
         self.assertIn('--chunk: 99', refused.stderr)
+
+    def test_offload(self):
+        flags = ['offload', '--model', LLAMA, '--dtype', 'f32', '--batch', '1,2', '--tokens', 4, '--prompt', 40,
+                 '--kv-chunk', 16, '--resident', '0,1']
+        work = ['decode B=1', 'decode B=2', 'prefill 40']
+        rows = json.loads(run('bench', *flags, '--repeat', 1, '--json').stdout)
+        self.assertEqual([re.split(',', row['name'])[0] for row in rows], 2 * work)
+        self.assertEqual([row['resident_layers'] for row in rows[::3]], [3, 0])
+        for row in rows:
+            self.assertGreater(row['value'], 0)
+            self.assertGreater(row['link_bandwidth'], 0)
+            self.assertGreater(row['peak_device_bytes'], 0)
+        self.assertEqual(rows[-1]['sweeps'], 1, 'a prompt takes one sweep of the weights')
+        budget = rows[-1]['peak_device_bytes'] + 1000
+        for row in json.loads(run('bench', *flags, '--repeat', 1, '--device-memory', budget, '--json').stdout):
+            self.assertLessEqual(row['peak_device_bytes'], budget)
 
     def test_gemv(self):
         rows = self.rows('gemv', '--model', LLAMA, '--batch', '1,3', names=mock.ANY)
