@@ -1,6 +1,7 @@
 // Layers that stream through a small device: the same bits for every budget, on any number of
 // ranks, and never more memory than the budget.
 
+#include <algorithm>
 #include <memory>
 #include <set>
 #include <string>
@@ -26,7 +27,7 @@ using testing::WithPipeline;
 constexpr int kVocab = 320;
 constexpr int kLayers = 7;
 
-TinySetup Setup(const std::string& policy, int ranks) {
+TinySetup SetupOf(const std::string& policy, int ranks) {
   return {.random_layers = kLayers,
           .ranks = ranks,
           .lanes = 3,
@@ -50,7 +51,7 @@ struct Counted {
 };
 
 // A prompt of 110 tokens with all its logits and kept sets, and three that decode beside it.
-Outcome Run(const TinySetup& setup, Counted* counted = nullptr) {
+Outcome OutcomeOf(const TinySetup& setup, Counted* counted = nullptr) {
   std::vector<Request> requests(4);
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i].prompt = RandomIds(std::vector<int>{110, 1, 31, 64}[i], kVocab, 5 + i);
@@ -108,8 +109,8 @@ class Offloaded : public ::testing::TestWithParam<std::tuple<std::string, int>> 
 
 TEST_P(Offloaded, AnyBudgetGivesTheSameBits) {
   const auto& [policy, ranks] = GetParam();
-  TinySetup setup = Setup(policy, ranks);
-  const Outcome expected = Run(Setup(policy, 1));
+  TinySetup setup = SetupOf(policy, ranks);
+  const Outcome expected = OutcomeOf(SetupOf(policy, 1));
   ASSERT_EQ(expected.logits.size(), size_t{110} * kVocab);
   ASSERT_FALSE(expected.kept.empty());
   const std::vector<StageNeeds> needs = NeedsOf(setup);
@@ -127,16 +128,16 @@ TEST_P(Offloaded, AnyBudgetGivesTheSameBits) {
   }
   for (const size_t budget : budgets) {
     setup.device_memory = budget;
-    EXPECT_TRUE(Run(setup) == expected) << budget << " bytes";
+    EXPECT_TRUE(OutcomeOf(setup) == expected) << budget << " bytes";
   }
   // Three slots; layers that host memory has no room for; several steps in flight.
   setup.device_memory = 0;
   setup.offload = Offload::kAll;
-  EXPECT_TRUE(Run(setup) == expected) << "all layers";
+  EXPECT_TRUE(OutcomeOf(setup) == expected) << "all layers";
   setup.host_bytes = 2 * needs[0].layers[0];
-  EXPECT_TRUE(Run(setup) == expected) << "layers from the checkpoint";
+  EXPECT_TRUE(OutcomeOf(setup) == expected) << "layers from the checkpoint";
   setup.pipeline_depth = ranks + 1;
-  EXPECT_TRUE(Run(setup) == expected) << "depth " << ranks + 1;
+  EXPECT_TRUE(OutcomeOf(setup) == expected) << "depth " << ranks + 1;
 }
 
 INSTANTIATE_TEST_SUITE_P(PoliciesAndRanks, Offloaded,
@@ -148,7 +149,7 @@ INSTANTIATE_TEST_SUITE_P(PoliciesAndRanks, Offloaded,
                          });
 
 TEST(Offload, OneSweepServesAPromptAndAllLanes) {
-  TinySetup setup = Setup("h2o", 1);
+  TinySetup setup = SetupOf("h2o", 1);
   setup.offload = Offload::kAll;
   const StageNeeds needs = NeedsOf(setup)[0];
   const auto sweeps = [&](const Counted& counted) {
@@ -156,7 +157,7 @@ TEST(Offload, OneSweepServesAPromptAndAllLanes) {
     return static_cast<double>(counted.streamed_bytes[0]) / static_cast<double>(layers);
   };
   Counted roomy;
-  Run(setup, &roomy);
+  OutcomeOf(setup, &roomy);
   // Three lanes' prompts are one step, then decode steps of all lanes; the fourth request follows.
   // Beside what was prefetched there is a sweep a step.
   EXPECT_NEAR(sweeps(roomy), roomy.steps, 0.5);
@@ -164,12 +165,12 @@ TEST(Offload, OneSweepServesAPromptAndAllLanes) {
   // With no room for hidden states of more than a pass a sweep serves one pass.
   setup.device_memory = LeastBytes(needs, 0);
   Counted narrow;
-  Run(setup, &narrow);
+  OutcomeOf(setup, &narrow);
   EXPECT_GT(sweeps(narrow), sweeps(roomy) + 3);
 }
 
 TEST(Offload, RefusesABudgetBelowTwoSlots) {
-  const TinySetup setup = Setup("dense", 1);
+  const TinySetup setup = SetupOf("dense", 1);
   const StageNeeds needs = NeedsOf(setup)[0];
   const size_t least = LeastBytes(needs, 0);
   EXPECT_TRUE(PlanOffload(needs, Offload::kAuto, least).ok());
