@@ -62,9 +62,9 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
   AddOption(app, "--host-memory", o.host_memory,
             "most host memory of a rank for layers that stream, such as 32GiB; what exceeds it is "
             "read from the model's files at every step");
-  AddOption(
-      app, "--transport", o.transport,
-      "how tensors travel between ranks: auto is NCCL where each has a GPU to itself, else host")
+  AddOption(app, "--transport", o.transport,
+            "how tensors travel between ranks: auto is NCCL where each is a process with a GPU to "
+            "itself, else host")
       ->check(CLI::IsMember({"auto", "host", "nccl"}))
       ->capture_default_str();
   AddFlag(

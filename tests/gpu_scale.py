@@ -2,7 +2,7 @@
 
 Items, the most telling first, each with a time limit of its own (--scale golden,kill runs these two):
   golden    logits and kept sets of all GPUs, as threads and under mpirun, equal to those of one
-  decode    weak scaling: 8 and 32 sequences a rank on 1, 2, 4, ... GPUs; on all of them under mpirun, too
+  decode    weak scaling: 8 and 32 sequences a rank on 1, 2, 4, ... GPUs
   prompt    one long prompt on 1, 2, 4, ... GPUs
   large     llama-70b with int8 caches: decode, and the long prompt; 4 GPUs and 160 GB at least
   kill      each rank in turn is killed, and each but the first stopped: the job ends in time and names it
@@ -113,7 +113,9 @@ def golden(part, a):
 
 
 # ---- speed ----------------------------------------------------------------------------------------
-def bench(part, a, item, kind, ranks, flags, shape=None, processes=False):
+def bench(part, a, item, kind, ranks, flags, shape=None, processes=True):
+    """Several ranks are a process each, as tensors take NCCL there."""
+    processes = processes and ranks > 1
     program = [*mpirun(ranks), KEYLINE] if processes else [KEYLINE]
     name = f"{kind} of {shape or a.scale_shape} on {ranks}{' processes' if processes else ''}"
     return part.add_bench(name, [*program, 'bench', kind, '--shape', shape or a.scale_shape, '--dtype', 'bf16',
@@ -122,10 +124,7 @@ def bench(part, a, item, kind, ranks, flags, shape=None, processes=False):
 
 def decode(part, a):
     for ranks in counts(a):
-        batch = ['--batch', f'{8 * ranks},{32 * ranks}', '--repeat', '2']
-        bench(part, a, 'decode', 'decode', ranks, batch)
-        if ranks > 1 and ranks == len(a.devices):
-            bench(part, a, 'decode', 'decode', ranks, batch, processes=True)
+        bench(part, a, 'decode', 'decode', ranks, ['--batch', f'{8 * ranks},{32 * ranks}', '--repeat', '2'])
 
 
 def prompt(part, a):
@@ -145,7 +144,7 @@ def large(part, a):
 def pipeline(part, a):
     for ranks in sorted({min(2, len(a.devices)), len(a.devices)}):
         rows = bench(part, a, 'pipeline', 'pipeline', ranks,
-                     ['--batch', '8,32', '--prompt', str(a.scale_prompt), '--repeat', '2'])
+                     ['--batch', '8,32', '--prompt', str(a.scale_prompt), '--repeat', '2'], processes=False)
         for row in rows:
             if 'error' in row:
                 part.figures.append({'name': f"{row['name']}: error of the prediction", 'value': row['error'], 'unit': '1'})

@@ -16,14 +16,16 @@ const std::vector<RankPlace> kDealt = {{"a", "cuda:0"}, {"a", "cuda:1"}, {"a", "
 const std::vector<RankPlace> kTwoHosts = {{"a", "cuda:0"}, {"b", "cuda:0"}};
 const std::vector<RankPlace> kMixed = {{"a", "cuda:0"}, {"a", "cpu"}};
 
-TEST(TensorPathTest, AutoTakesNcclWhereEachRankHasAGpuToItself) {
+TEST(TensorPathTest, AutoTakesNcclWhereEachRankIsAProcessWithAGpuToItself) {
+  EXPECT_TRUE(ChooseTensorPath("auto", false, kOwn, 0)->nccl);
+  EXPECT_EQ(ChooseTensorPath("auto", false, kOwn, 1)->nccl_host, "");
   for (const bool threads : {true, false}) {
-    EXPECT_TRUE(ChooseTensorPath("auto", threads, kOwn, 0)->nccl);
-    EXPECT_EQ(ChooseTensorPath("auto", threads, kOwn, 1)->nccl_host, "");
     for (const auto& ranks : {kCpus, kShared, kDealt}) {
       EXPECT_FALSE(ChooseTensorPath("auto", threads, ranks, 1)->nccl) << ranks[1].device;
     }
   }
+  EXPECT_FALSE(ChooseTensorPath("auto", true, kOwn, 0)->nccl) << "threads could block each other";
+  EXPECT_TRUE(ChooseTensorPath("nccl", true, kOwn, 0)->nccl) << "but may be told to";
   EXPECT_TRUE(ChooseTensorPath("auto", false, kTwoHosts, 1)->nccl);
   EXPECT_FALSE(ChooseTensorPath("auto", false, {{"a", "cuda:0"}}, 0)->nccl) << "nobody to send to";
 }
