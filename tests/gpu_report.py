@@ -40,12 +40,14 @@ BF16_BOUNDS = {'qwen3': 0.2, 'llama': 1.5}
 
 
 # ---- tests ----------------------------------------------------------------------------------------
-def gtest(part, program, test_filter, prefix=()):
-    name = os.path.basename(program)
+def gtest(part, program, test_filter, prefix=(), shard=(0, 1)):
+    """`shard`: which of how many shares of the cases."""
+    name = os.path.basename(program) + (f' {shard[0] + 1} of {shard[1]}' if shard[1] > 1 else '')
+    env = {**os.environ, 'GTEST_SHARD_INDEX': str(shard[0]), 'GTEST_TOTAL_SHARDS': str(shard[1])}
     with tempfile.TemporaryDirectory() as folder:
         report = os.path.join(folder, 'report.json')
         code, out, err, seconds = part.run([*prefix, program, f'--gtest_filter={test_filter}',
-                                            f'--gtest_output=json:{report}'])
+                                            f'--gtest_output=json:{report}'], env=env)
         try:
             with open(report) as file:
                 suites = json.load(file)['testsuites']
@@ -143,9 +145,10 @@ def sanitizer(part, a):
         return
     for check_tool in a.sanitizer_tools.split(','):
         prefix = [tool, '--tool', check_tool, '--error-exitcode', '9', '--launch-timeout', '0']
-        at_once([(gtest, part, os.path.join(ROOT, 'tests', 'bin', program), a.sanitizer_filter or a.filter, prefix)
+        at_once([(gtest, part, os.path.join(ROOT, 'tests', 'bin', program), a.sanitizer_filter or a.filter,
+                  prefix, (shard, a.jobs))
                  for program in ('kernel_ops_test', 'attend_test', 'cache_policy_test')
-                 if os.path.exists(os.path.join(ROOT, 'tests', 'bin', program))], 3)
+                 if os.path.exists(os.path.join(ROOT, 'tests', 'bin', program)) for shard in range(a.jobs)], a.jobs)
 
 
 def bench(part, a):

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import struct
 import tempfile
 import unittest
