@@ -33,6 +33,10 @@ size_t ScratchBytes(const PassShape& shape) {
       {cpu::MatMulScratch(shape), cpu::AttentionScratch(shape), cpu::SampleScratch(shape)});
 }
 
+absl::Status ReserveScratch(Stream& s, const PassShape& shape) {
+  return static_cast<CpuStream&>(s).ReserveScratch(ScratchBytes(shape));
+}
+
 constexpr OpTable kCpuOps = {
     .packed_bytes = cpu::PackedBytes,
     .pack_rows = cpu::PackRows,
@@ -59,6 +63,7 @@ constexpr OpTable kCpuOps = {
     .pack_lane = cpu::PackLane,
     .unpack_lane = cpu::UnpackLane,
     .scratch_bytes = ScratchBytes,
+    .reserve_scratch = ReserveScratch,
     .read_memory = cpu::ReadMemory,
     .multiply_rate = cpu::MultiplyRate,
     .upload_rate = cpu::UploadRate,

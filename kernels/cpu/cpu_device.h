@@ -49,7 +49,7 @@ class CpuStream final : public Stream {
   void CopyAsync(void* to, const void* from, size_t bytes) override;
   void ZeroAsync(void* to, size_t bytes) override;
   void Synchronize() override {}
-  absl::Status ReserveScratch(size_t bytes) override;
+  absl::Status ReserveScratch(size_t bytes);
 
   // Working memory of the operation under way, aligned to 256 bytes, contents undefined; the next
   // call takes it back. It grows to the largest size asked for and stays.

@@ -17,9 +17,18 @@ namespace keyline {
 namespace cuda {
 namespace {
 
+size_t StreamScratch(const PassShape& shape) {
+  return std::max({MatMulScratch(shape), AttentionScratch(shape), PlaceScratch(shape)});
+}
+
 size_t ScratchBytes(const PassShape& shape) {
-  return LargeMatMulBytes(shape) +
-         std::max({MatMulScratch(shape), AttentionScratch(shape), PlaceScratch(shape)});
+  return StreamScratch(shape) + GemmPlans::BytesFor(TrialBytes(shape));
+}
+
+absl::Status ReserveScratch(Stream& s, const PassShape& shape) {
+  auto& stream = static_cast<CudaStream&>(s);
+  RETURN_IF_ERROR(stream.ReserveScratch(StreamScratch(shape)));
+  return stream.gemm_plans().Reserve(TrialBytes(shape));
 }
 
 constexpr OpTable kCudaOps = {
@@ -48,6 +57,7 @@ constexpr OpTable kCudaOps = {
     .pack_lane = PackLane,
     .unpack_lane = UnpackLane,
     .scratch_bytes = ScratchBytes,
+    .reserve_scratch = ReserveScratch,
     .read_memory = ReadMemory,
     .multiply_rate = MultiplyRate,
     .upload_rate = UploadRate,

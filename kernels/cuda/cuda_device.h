@@ -39,7 +39,7 @@ class CudaStream final : public Stream {
   void ZeroAsync(void* to, size_t bytes) override;
   void Synchronize() override;
   void Replay(uint64_t key, const std::function<void()>& enqueue) override;
-  absl::Status ReserveScratch(size_t bytes) override;
+  absl::Status ReserveScratch(size_t bytes);
 
   cudaStream_t get() const { return stream_; }
   // Of the calling thread: kernels are launched on its current device, whatever the stream's.

@@ -36,8 +36,8 @@ void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lane
 void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targets);
 void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorView logits);
 
-size_t MatMulScratch(const PassShape& shape);     // matmul.cu
-size_t LargeMatMulBytes(const PassShape& shape);  // large_matmul.cc: besides scratch memory
+size_t MatMulScratch(const PassShape& shape);  // matmul.cu
+size_t TrialBytes(const PassShape& shape);     // large_matmul.cc: the largest product's output
 
 // attention/
 size_t AttentionScratch(const PassShape& shape);

@@ -40,9 +40,6 @@ class Stream {
   // can record work (a CUDA graph) calls it the first two times of a key only and then launches its
   // recording as one piece.
   virtual void Replay(uint64_t /*key*/, const std::function<void()>& enqueue) { enqueue(); }
-  // Takes the memory that operations with working memory of up to `bytes` (ops::ScratchBytes) will
-  // use, so that none is taken later. RESOURCE_EXHAUSTED where there is no room.
-  virtual absl::Status ReserveScratch(size_t /*bytes*/) { return absl::OkStatus(); }
 
   // What a thread does again and again while it waits for this stream: messages between ranks move
   // on only while somebody calls for them, and what the stream waits for may need them. Null:

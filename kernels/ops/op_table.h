@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 
+#include "absl/status/status.h"
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
 #include "kernels/ops/batch.h"
@@ -54,6 +55,7 @@ struct OpTable {
 
   // Working memory that the operations of any pass of this shape need at most.
   size_t (*scratch_bytes)(const PassShape&);
+  absl::Status (*reserve_scratch)(Stream&, const PassShape&);
 
   // What the device can do at best, the denominators of benchmarks (probe.h).
   // Enqueues a read of `bytes` of memory, a multiple of 4096, aligned to 256, that keeps nothing.

@@ -121,4 +121,8 @@ size_t ScratchBytes(const Device& device, const PassShape& shape) {
   return device.ops().scratch_bytes(shape);
 }
 
+absl::Status ReserveScratch(Stream& s, const PassShape& shape) {
+  return Table(s).reserve_scratch(s, shape);
+}
+
 }  // namespace keyline::ops

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <span>
 
+#include "absl/status/status.h"
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
 #include "kernels/ops/batch.h"
@@ -75,8 +76,11 @@ void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorV
 
 // ---- Working memory ---------------------------------------------------------------------------
 
-// Device memory that operations on passes of at most this shape take for themselves, at most; see
-// Stream::ReserveScratch.
+// Device memory that operations on passes of at most this shape take for themselves, at most.
 size_t ScratchBytes(const Device& device, const PassShape& shape);
+
+// Takes that memory, so that such passes on `s` take none later. RESOURCE_EXHAUSTED where there is
+// no room.
+absl::Status ReserveScratch(Stream& s, const PassShape& shape);
 
 }  // namespace keyline::ops

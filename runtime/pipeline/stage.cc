@@ -162,8 +162,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
                      Tensor::Allocate(device, DType::kF32, {kLogitRows, config.vocab_size}));
     ASSIGN_OR_RETURN(p->sampler, Sampler::Make(device, spec.cache.lanes, kLogitRows));
   }
-  RETURN_IF_ERROR(
-      p->stream->ReserveScratch(ops::ScratchBytes(device, LargestPass(model, spec, rank))));
+  RETURN_IF_ERROR(ops::ReserveScratch(*p->stream, LargestPass(model, spec, rank)));
   return std::unique_ptr<Stage>(new Stage(std::move(p)));
 }
 

@@ -10,6 +10,7 @@
 #include <limits>
 #include <map>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/cuda_check.h"
@@ -19,6 +20,7 @@
 #include "kernels/cuda/matmul/gemm_plans.h"
 #include "kernels/cuda/matmul/product.h"
 #include "kernels/cuda/matmul/weight_layout.h"
+#include "kernels/device/status_macros.h"
 
 namespace keyline::cuda {
 namespace {
@@ -70,6 +72,8 @@ struct GemmPlans::State {
   cublasLtMatmulDesc_t desc = nullptr;
   cublasLtMatmulPreference_t preference = nullptr;
   void* workspace = nullptr;
+  void* trial = nullptr;  // where algorithms are tried
+  size_t trial_bytes = 0;
   std::map<Key, cublasLtMatmulAlgo_t> algorithms;
 };
 
@@ -86,16 +90,29 @@ GemmPlans::GemmPlans(Device& device) : state_(std::make_unique<State>()) {
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
   prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
-  absl::StatusOr<void*> workspace = device.Allocate(kWorkspaceBytes);
-  CHECK(workspace.ok()) << workspace.status();
-  state_->workspace = *workspace;
 }
 
 GemmPlans::~GemmPlans() {
   Lt().preference_destroy(state_->preference);
   Lt().desc_destroy(state_->desc);
   Lt().destroy(state_->handle);
+  state_->device->Free(state_->trial);
   state_->device->Free(state_->workspace);
+}
+
+size_t GemmPlans::BytesFor(size_t trial_bytes) { return kWorkspaceBytes + trial_bytes; }
+
+absl::Status GemmPlans::Reserve(size_t trial_bytes) {
+  State& state = *state_;
+  if (state.workspace == nullptr) {
+    ASSIGN_OR_RETURN(state.workspace, state.device->Allocate(kWorkspaceBytes));
+  }
+  if (trial_bytes <= state.trial_bytes) return absl::OkStatus();
+  state.device->Free(std::exchange(state.trial, nullptr));
+  state.trial_bytes = 0;
+  ASSIGN_OR_RETURN(state.trial, state.device->Allocate(trial_bytes));
+  state.trial_bytes = trial_bytes;
+  return absl::OkStatus();
 }
 
 void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const Weight& w, bool add) {
@@ -106,6 +123,10 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
   const float one = 1;
   const float beta = add ? 1 : 0;
   State& state = *state_;
+  if (state.workspace == nullptr) {
+    const absl::Status reserved = Reserve(0);
+    CHECK(reserved.ok()) << reserved;
+  }
   const auto multiply = [&](void* to, const Layout& d, const cublasLtMatmulAlgo_t& algorithm) {
     return Lt().matmul(state.handle, state.desc, &one, w.data, a.get(), in.data, b.get(), &beta,
                        out.data, c.get(), to, d.get(), &algorithm, state.workspace, kWorkspaceBytes,
@@ -140,11 +161,9 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
     int best = 0;
     cudaStreamCaptureStatus capturing;
     CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
-    absl::StatusOr<void*> elsewhere;  // the product must not be added to out more than once
-    if (count > 1 && capturing == cudaStreamCaptureStatusNone) {
-      elsewhere = state.device->Allocate(BytesOf(out.dtype, rows * w.rows));
-    }
-    if (elsewhere.ok()) {  // no room for a trial is no error
+    // Elsewhere, since a product must not be added to out more than once. No room is no error.
+    if (count > 1 && capturing == cudaStreamCaptureStatusNone &&
+        Reserve(BytesOf(out.dtype, rows * w.rows)).ok()) {
       const Layout d(out.dtype, w.rows, rows, w.rows);
       cudaEvent_t begin, end;
       CUDA_CHECK(cudaEventCreate(&begin));
@@ -152,10 +171,10 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
       float best_ms = std::numeric_limits<float>::infinity();
       for (int i = 0; i < count; ++i) {
         // An algorithm may not take the other stride; it then keeps its place behind the others.
-        if (multiply(*elsewhere, d, candidates[i].algo) != CUBLAS_STATUS_SUCCESS) continue;
+        if (multiply(state.trial, d, candidates[i].algo) != CUBLAS_STATUS_SUCCESS) continue;
         CUDA_CHECK(cudaEventRecord(begin, stream));
         for (int run = 0; run < kTimedRuns; ++run) {
-          CUBLAS_CHECK(multiply(*elsewhere, d, candidates[i].algo));
+          CUBLAS_CHECK(multiply(state.trial, d, candidates[i].algo));
         }
         CUDA_CHECK(cudaEventRecord(end, stream));
         CUDA_CHECK(cudaEventSynchronize(end));
@@ -168,21 +187,18 @@ void GemmPlans::Run(cudaStream_t stream, TensorView out, TensorView in, const We
       }
       CUDA_CHECK(cudaEventDestroy(begin));
       CUDA_CHECK(cudaEventDestroy(end));
-      state.device->Free(*elsewhere);
     }
     found = state.algorithms.emplace(key, candidates[best].algo).first;
   }
   CUBLAS_CHECK(multiply(out.data, c, found->second));
 }
 
-// The workspace, and where algorithms are tried.
-size_t LargeMatMulBytes(const PassShape& shape) {
+size_t TrialBytes(const PassShape& shape) {
   const DType type = IsFloat(shape.weights) ? shape.weights : DType::kBF16;
   const int64_t outputs = std::max(shape.qkv, shape.hidden);
-  const size_t trial = std::max({BytesOf(type, int64_t{2} * shape.tokens * shape.mlp),
-                                 BytesOf(DType::kF32, shape.tokens * outputs),
-                                 BytesOf(DType::kF32, int64_t{shape.logit_rows} * shape.vocab)});
-  return kWorkspaceBytes + trial;
+  return std::max({BytesOf(type, int64_t{2} * shape.tokens * shape.mlp),
+                   BytesOf(DType::kF32, shape.tokens * outputs),
+                   BytesOf(DType::kF32, int64_t{shape.logit_rows} * shape.vocab)});
 }
 
 void LargeProduct(Stream& s, TensorView out, TensorView in, const Weight& w, bool add) {
