@@ -88,8 +88,7 @@ absl::StatusOr<OpenedModel> OpenModel(const std::string& path, NeedTokenizer nee
 absl::Status FillShards(const Device& device, const DecoderModel& model, int ranks,
                         PipelineSpec& spec) {
   ASSIGN_OR_RETURN(const std::vector<size_t> layers, LayerBytes(device, model, spec));
-  ASSIGN_OR_RETURN(spec.shards, PlanShards(layers, EmbeddingBytes(device, model, spec),
-                                           HeadBytes(device, model, spec), ranks));
+  ASSIGN_OR_RETURN(spec.shards, PlanShards(layers, HeadBytes(device, model, spec), ranks));
   return absl::OkStatus();
 }
 

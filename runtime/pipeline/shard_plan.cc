@@ -8,8 +8,7 @@
 namespace keyline {
 
 absl::StatusOr<std::vector<ShardRange>> PlanShards(const std::vector<size_t>& layer_bytes,
-                                                   size_t embedding_bytes, size_t head_bytes,
-                                                   int ranks) {
+                                                   size_t head_bytes, int ranks) {
   const int layers = static_cast<int>(layer_bytes.size());
   if (ranks < 1 || ranks > layers) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -30,7 +29,6 @@ absl::StatusOr<std::vector<ShardRange>> PlanShards(const std::vector<size_t>& la
         const size_t rest = r == 0 ? 0 : best[r - 1][begin];
         if (rest == kNever) continue;
         size_t own = before[end] - before[begin];
-        if (r == 0) own += embedding_bytes;
         if (r == ranks - 1) own += head_bytes;
         const size_t largest = std::max(rest, own);
         if (largest < best[r][end]) {

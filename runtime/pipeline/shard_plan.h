@@ -15,12 +15,12 @@ struct ShardRange {
   bool head = false;       // the last rank
 };
 
-// One contiguous range per rank, in order, at least one layer each, such that the largest stage has
-// as few bytes as possible. layer_bytes[l]: weights and caches of layer l. The embedding's bytes
-// count for the first rank, the head's for the last. Among equals, earlier ranks take fewer layers.
+// One contiguous range per rank, in order, at least one layer each, such that the stage that reads
+// most in a decode step, which is the pace of all, reads as little as possible. layer_bytes[l]:
+// weights and caches of layer l. The head's bytes count for the last rank; the embedding counts for
+// none, since a token takes one row of it. Among equals, earlier ranks take fewer layers.
 // INVALID_ARGUMENT where there are more ranks than layers.
 absl::StatusOr<std::vector<ShardRange>> PlanShards(const std::vector<size_t>& layer_bytes,
-                                                   size_t embedding_bytes, size_t head_bytes,
-                                                   int ranks);
+                                                   size_t head_bytes, int ranks);
 
 }  // namespace keyline
