@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 1) AttendChunk([[maybe_unused]] Atte
   }
 
   const auto multiply_qk = [&](int n) {
-    MultiplyQK(s, q, group * 64, typename Shared::Slots(shared.k[n % kStages]));
+    MultiplyQK(s, q, group * 64, typename Shared::Slots(shared.k[n % kStages]), 0);
     CommitProducts();
   };
   const auto multiply_pv = [&](int n) {

@@ -29,7 +29,7 @@ void AttendOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
   const dim3 rows(tiles(int64_t{batch.max_chunk_tokens} * a.group, wgmma::kRows), heads, chunks);
   Launch<wgmma::AttendShared<T, kDim>>(s, wgmma::AttendChunk<T, kDim>, rows, a);
   if (!a.wants_mass) return;
-  const dim3 slots(tiles(a.kv.slots, wgmma::kMassSlots), heads, chunks);
+  const dim3 slots(tiles(a.kv.slots, wgmma::kMassBlockSlots), heads, chunks);
   Launch<wgmma::MassShared<T, kDim>>(s, wgmma::MassOfChunk<T, kDim>, slots, a);
 }
 

@@ -2,8 +2,8 @@
 // log-sum-exps, by a second pass with K standing still. The products are those of AttendChunk, bit
 // by bit, so that the weights of a row sum to one.
 //
-// A block has 128 slots. Its first warpgroup copies tiles of 128 query rows; the two others
-// multiply 64 rows each, the products of the next tile under way while the weights of one are
+// A block has 256 slots. Its first warpgroup copies tiles of 64 query rows; the two others multiply
+// them by 128 slots each, the products of the next tile under way while the weights of one are
 // summed: a thread has the columns of its slots in registers, so nothing crosses threads before the
 // end. Sums have a fixed order.
 #pragma once
@@ -13,7 +13,9 @@
 
 namespace keyline::cuda::wgmma {
 
-constexpr int kMassSlots = 128;
+constexpr int kMassSlots = 128;  // of a warpgroup
+constexpr int kMassBlockSlots = kMultipliers * kMassSlots;
+constexpr int kMassRows = 64;
 
 struct QueryRow {
   float lse;
@@ -22,22 +24,22 @@ struct QueryRow {
 
 template <class T, int kDim>
 struct MassShared {
-  static constexpr int kStages = kDim <= 128 ? 3 : 2;
-  using Queries = Tile<T, kDim, kRows>;
-  using Slots = Tile<T, kDim, kMassSlots>;
+  static constexpr int kStages = kDim <= 128 ? 4 : 2;
+  using Queries = Tile<T, kDim, kMassRows>;
+  using Slots = Tile<T, kDim, kMassBlockSlots>;
 
   alignas(kAtomBytes) unsigned char k[Slots::kBytes];
   alignas(kAtomBytes) unsigned char q[kStages][Queries::kBytes];
-  alignas(16) QueryRow rows[kStages][kRows];
-  alignas(16) int32_t positions[kMassSlots];
+  alignas(16) QueryRow rows[kStages][kMassRows];
+  alignas(16) int32_t positions[kMassBlockSlots];
   float sums[kMultiplierWarps][kMassSlots];
   Barrier k_full, full[kStages], free[kStages];
 };
 
-// Tiles of query rows: those that see something of the slots, [begin, end), and among them those
+// Tiles of query rows: those that see something of some slots, [begin, end), and among them those
 // whose rows all see all of the slots, [all_begin, all_end).
 struct RowTiles {
-  int begin, end, all_begin, all_end;
+  int begin = 0, end = 0, all_begin = 0, all_end = 0;
 };
 
 __device__ inline RowTiles RowTilesOf(const AttentionArguments& a, const AttentionTask& t,
@@ -48,27 +50,52 @@ __device__ inline RowTiles RowTilesOf(const AttentionArguments& a, const Attenti
     const int64_t row = (position - t.chunk.first_position) * a.group;
     return row < 0 ? 0 : row < rows ? row : rows;
   };
-  const auto tile_from = [](int64_t row) { return static_cast<int>((row + kRows - 1) / kRows); };
+  const auto tile_from = [](int64_t row) {
+    return static_cast<int>((row + kMassRows - 1) / kMassRows);
+  };
   RowTiles out;
-  out.begin = static_cast<int>(row_at(p.oldest) / kRows);
+  if (p.newest < 0) return out;
+  out.begin = static_cast<int>(row_at(p.oldest) / kMassRows);
   out.end = tile_from(a.window > 0 ? row_at(int64_t{p.newest} + a.window) : rows);
-  if (p.newest < 0) out.end = out.begin;
   out.all_begin = p.full ? tile_from(row_at(p.newest)) : out.end;
   // A last tile without all of its rows will do: the missing ones have no weight.
   const int64_t last = a.window > 0 ? row_at(int64_t{p.oldest} + a.window) : rows;
-  out.all_end = last == rows ? out.end : static_cast<int>(last / kRows);
+  out.all_end = last == rows ? out.end : static_cast<int>(last / kMassRows);
   return out;
 }
 
+// The tiles of a block: of either half of its slots.
+struct BlockTiles {
+  TilePositions positions[kMultipliers];
+  RowTiles rows[kMultipliers];
+  int begin = INT_MAX, end = 0;
+
+  __device__ BlockTiles(const AttentionArguments& a, const AttentionTask& t, int first_slot) {
+#pragma unroll
+    for (int i = 0; i < kMultipliers; ++i) {
+      const int first = first_slot + i * kMassSlots;
+      positions[i] =
+          Understand(t, LoadPositions(t, a.kv.slots, first, kMassSlots), first, kMassSlots);
+      rows[i] = RowTilesOf(a, t, positions[i]);
+      if (rows[i].begin >= rows[i].end) continue;
+      begin = min(begin, rows[i].begin);
+      end = max(end, rows[i].end);
+    }
+  }
+};
+
 template <class T, int kDim>
 __device__ void FillRowTiles(MassShared<T, kDim>& shared, const AttentionArguments& a,
-                             const AttentionTask& t, const TilePositions& positions,
-                             const RowTiles& tiles, int first_slot) {
+                             const AttentionTask& t, const BlockTiles& tiles, int first_slot) {
   using Shared = MassShared<T, kDim>;
   constexpr int kStages = Shared::kStages;
   const int thread = threadIdx.x;
   if (thread < kWarp) {
-    *reinterpret_cast<int4*>(shared.positions + thread * 4) = positions.mine;
+#pragma unroll
+    for (int i = 0; i < kMultipliers; ++i) {
+      *reinterpret_cast<int4*>(shared.positions + i * kMassSlots + thread * 4) =
+          tiles.positions[i].mine;
+    }
     shared.k_full.Arrive();
   }
   FillSlots(typename Shared::Slots(shared.k),
@@ -77,7 +104,7 @@ __device__ void FillRowTiles(MassShared<T, kDim>& shared, const AttentionArgumen
   const int rows = t.chunk.tokens * a.group;
   for (int i = tiles.begin; i < tiles.end; ++i) {
     const int n = i - tiles.begin;
-    const int row = i * kRows + thread;
+    const int row = i * kMassRows + thread % kMassRows;
     const int token = row / a.group;
     QueryRow mine = {INFINITY, t.chunk.first_position + token};
     if (row < rows) {
@@ -85,11 +112,14 @@ __device__ void FillRowTiles(MassShared<T, kDim>& shared, const AttentionArgumen
                        token * a.group];
     }
     if (n >= kStages) shared.free[n % kStages].Wait(n / kStages - 1);
-    shared.rows[n % kStages][thread] = mine;
-    shared.full[n % kStages].Arrive();
-    const int warp_row = thread / kWarp * kWarp;
-    FillQueries<kWarp>(typename Shared::Queries(shared.q[n % kStages]), warp_row, a, t,
-                       i * kRows + warp_row);
+    if (thread < kMassRows) {
+      shared.rows[n % kStages][thread] = mine;
+      shared.full[n % kStages].Arrive();
+    }
+    constexpr int kWarpRows = kMassRows / (kWarpgroup / kWarp);
+    const int warp_row = thread / kWarp * kWarpRows;
+    FillQueries<kWarpRows>(typename Shared::Queries(shared.q[n % kStages]), warp_row, a, t,
+                           i * kMassRows + warp_row);
     shared.full[n % kStages].ArriveAfterCopies();
   }
 }
@@ -124,7 +154,7 @@ __device__ inline void AddWeights(float (&mass)[kMassSlots / 4], float (&s)[kMas
   }
 }
 
-// Grid: (slot tiles, kv_heads, chunks).
+// Grid: (blocks of slots, kv_heads, chunks).
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] AttentionArguments a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -134,31 +164,30 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
   Shared& shared = *reinterpret_cast<Shared*>(memory);
 
   const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
-  const int first_slot = blockIdx.x * kMassSlots;
+  const int first_slot = blockIdx.x * kMassBlockSlots;
   if (!t.mass || t.chunk.tokens == 1 || first_slot >= t.used) return;
   if (threadIdx.x == 0) {
     DeviceCheck(SharedAddress(memory) % kAtomBytes == 0);
     shared.k_full.Init(kWarpgroup + kWarp);
     for (int i = 0; i < kStages; ++i) {
-      shared.full[i].Init(2 * kWarpgroup);
+      shared.full[i].Init(kWarpgroup + kMassRows);
       shared.free[i].Init(kMultiplierWarps);
     }
   }
   __syncthreads();
-  const TilePositions positions =
-      Understand(t, LoadPositions(t, a.kv.slots, first_slot, kMassSlots), first_slot, kMassSlots);
-  const RowTiles tiles = RowTilesOf(a, t, positions);
+  const BlockTiles tiles(a, t, first_slot);
 
   if (threadIdx.x < kWarpgroup) {
     GiveRegisters<kFillRegisters>();
-    FillRowTiles(shared, a, t, positions, tiles, first_slot);
+    FillRowTiles(shared, a, t, tiles, first_slot);
     return;
   }
   TakeRegisters<kMultiplyRegisters>();
   const int group = threadIdx.x / kWarpgroup - 1;
-  const int warp = (threadIdx.x - kWarpgroup) / kWarp;
+  const int warp = threadIdx.x % kWarpgroup / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const int32_t* const column = shared.positions + lane % 4 * 2;
+  const int32_t* const column = shared.positions + group * kMassSlots + lane % 4 * 2;
+  const RowTiles mine = group == 0 ? tiles.rows[0] : tiles.rows[1];
   float mass[kMassSlots / 4] = {};
   float even[kMassSlots / 2], odd[kMassSlots / 2];  // products of tiles 2n and 2n + 1
   const int count = tiles.end - tiles.begin;
@@ -168,19 +197,19 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
     PublishToProducts();
     Pin(s);
     BeginProducts();
-    MultiplyQK(s, typename Shared::Queries(shared.q[n % kStages]), group * 64,
-               typename Shared::Slots(shared.k));
+    MultiplyQK(s, typename Shared::Queries(shared.q[n % kStages]), 0,
+               typename Shared::Slots(shared.k), group * kMassSlots);
     CommitProducts();
   };
   // Of tile n, whose products are there.
   const auto add = [&](float(&s)[kMassSlots / 2], int n) {
     Pin(s);
-    const QueryRow* const mine = shared.rows[n % kStages] + warp * 16 + lane / 4;
-    const QueryRow rows[2] = {mine[0], mine[8]};
+    const QueryRow* const first = shared.rows[n % kStages] + warp * 16 + lane / 4;
+    const QueryRow rows[2] = {first[0], first[8]};
     __syncwarp();
     if (lane == 0) shared.free[n % kStages].Arrive();
     const int i = tiles.begin + n;
-    AddWeights(mass, s, rows, a, column, i >= tiles.all_begin && i < tiles.all_end);
+    AddWeights(mass, s, rows, a, column, i >= mine.all_begin && i < mine.all_end);
   };
   shared.k_full.Wait(0);
   if (count > 0) {
@@ -207,6 +236,7 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
   }
 
   // Over the eight lanes with the same columns, then over the warps.
+  float(*const sums)[kMassSlots] = shared.sums + group * (kWarpgroup / kWarp);
 #pragma unroll
   for (int n = 0; n < kMassSlots / 8; ++n) {
 #pragma unroll
@@ -215,15 +245,16 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
       for (int offset = 4; offset < kWarp; offset *= 2) {
         mass[2 * n + j] += __shfl_xor_sync(kAllLanes, mass[2 * n + j], offset);
       }
-      if (lane < 4) shared.sums[warp][n * 8 + lane * 2 + j] = mass[2 * n + j];
+      if (lane < 4) sums[warp][n * 8 + lane * 2 + j] = mass[2 * n + j];
     }
   }
-  SyncThreads(1, kMultipliers * kWarpgroup);
-  const int column_index = threadIdx.x - kWarpgroup;
-  const int slot = first_slot + column_index;
-  if (column_index >= kMassSlots || slot >= t.used) return;
+  SyncThreads(1 + group, kWarpgroup);
+  static_assert(kMassSlots == kWarpgroup);
+  const int index = threadIdx.x % kWarpgroup;
+  const int slot = first_slot + group * kMassSlots + index;
+  if (slot >= t.used) return;
   float sum = 0;
-  for (int w = 0; w < kMultiplierWarps; ++w) sum += shared.sums[w][column_index];
+  for (int w = 0; w < kWarpgroup / kWarp; ++w) sum += sums[w][index];
   a.mass[(size_t(blockIdx.z) * a.kv.kv_heads + t.kv_head) * a.kv.slots + slot] =
       sum / static_cast<float>(a.group);
 #endif

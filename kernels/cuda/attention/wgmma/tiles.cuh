@@ -103,10 +103,10 @@ __device__ void FillSlots(const Tile<T, kDim, kTileRows>& tile, const std::byte*
 
 // kCount query rows from `first` on into the tile's rows from `at` on, a row being (token, query
 // head of the group); zeros behind the last. By all threads of a warp. Enqueues copies.
-template <int kCount, class T, int kDim>
-__device__ void FillQueries(const Tile<T, kDim, kRows>& tile, int at, const AttentionArguments& a,
-                            const AttentionTask& t, int first) {
-  constexpr int kPacks = Tile<T, kDim, kRows>::kPacks;
+template <int kCount, class T, int kDim, int kTileRows>
+__device__ void FillQueries(const Tile<T, kDim, kTileRows>& tile, int at,
+                            const AttentionArguments& a, const AttentionTask& t, int first) {
+  constexpr int kPacks = Tile<T, kDim, kTileRows>::kPacks;
   constexpr int kCopies = kCount * kPacks / kWarp;
   static_assert(kCount <= kWarp && kCount * kPacks % kWarp == 0);
   const int lane = threadIdx.x % kWarp;
@@ -117,7 +117,7 @@ __device__ void FillQueries(const Tile<T, kDim, kRows>& tile, int at, const Atte
                          (t.kv_head * a.group + row - token * a.group) * kPacks;
   const auto* const from = static_cast<const std::byte*>(a.qkv);
   if (first + kCount <= t.chunk.tokens * a.group) {
-    const Places<kWarp, Tile<T, kDim, kRows>> places(tile, at, lane);
+    const Places<kWarp, Tile<T, kDim, kTileRows>> places(tile, at, lane);
 #pragma unroll
     for (int k = 0; k < kCopies; ++k) {
       const int i = lane + k * kWarp;
@@ -197,17 +197,17 @@ __device__ inline float FactorOf(const AttentionArguments& a) {
   return a.softcap > 0 ? kLog2E : a.scale * kLog2E;
 }
 
-// Products of this warpgroup's 64 query rows, from `row` of the tile on, and kSlots keys: sums of
-// 16 dimensions at a time. Both kernels call it with the same operands in the same order.
-template <class T, int kDim, int kSlots>
-__device__ void MultiplyQK(float (&s)[kSlots / 2], const Tile<T, kDim, kRows>& q, int row,
-                           const Tile<T, kDim, kSlots>& k) {
-  const uint64_t rows = q.matrix(row);
-  const uint64_t keys = k.matrix(0);
+// Products of 64 query rows, from q_row of their tile on, and as many keys as s has columns, from
+// k_row on: sums of 16 dimensions at a time. Both kernels call it with the same operands in the
+// same order.
+template <int kSums, class T, int kDim, int kQueries, int kKeys>
+__device__ void MultiplyQK(float (&s)[kSums], const Tile<T, kDim, kQueries>& q, int q_row,
+                           const Tile<T, kDim, kKeys>& k, int k_row) {
+  const uint64_t rows = q.matrix(q_row);
+  const uint64_t keys = k.matrix(k_row);
 #pragma unroll
   for (int d = 0; d < kDim / 16; ++d) {
-    MultiplyAsync(T(), s, rows + Tile<T, kDim, kRows>::Along(d),
-                  keys + Tile<T, kDim, kSlots>::Along(d), d > 0);
+    MultiplyAsync(T(), s, rows + q.Along(d), keys + k.Along(d), d > 0);
   }
 }
 
