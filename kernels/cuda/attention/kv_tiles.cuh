@@ -50,30 +50,8 @@ __device__ void FillKv(const Tile<T, kDim>& tile, const KvHead& head, KvFormat f
     if (slot >= used) {
 #pragma unroll
       for (int j = 0; j < kSize; ++j) pack.value[j] = FromFloat<T>(0);
-    } else if (format == KvFormat::kInt8) {
-      const float2 scale_zero = head.row_scales(slot)[0];
-      const uint2 codes = *reinterpret_cast<const uint2*>(head.row(slot) + d);
-#pragma unroll
-      for (int j = 0; j < kSize; ++j) {
-        const unsigned code = ((j < 4 ? codes.x : codes.y) >> (j % 4 * 8)) & 0xff;
-        pack.value[j] = FromFloat<T>(Dequantized(code, scale_zero));
-      }
     } else {
-      // Blocks of 32, the last one of 16 where kDim is not a multiple of 32: a half has 16 or 8
-      // elements, whole packs either way.
-      const int block = d / 32;
-      const int begin = block * 32;
-      const int half = (kDim - begin < 32 ? kDim - begin : 32) / 2;
-      const int i_in_block = d - begin;
-      const bool high = i_in_block < half;
-      const uint2 codes = *reinterpret_cast<const uint2*>(head.row(slot) + begin / 2 +
-                                                          (high ? i_in_block : i_in_block - half));
-      const float2 scale_zero = head.row_scales(slot)[block];
-#pragma unroll
-      for (int j = 0; j < kSize; ++j) {
-        const unsigned pair = ((j < 4 ? codes.x : codes.y) >> (j % 4 * 8)) & 0xff;
-        pack.value[j] = FromFloat<T>(Dequantized(high ? pair >> 4 : pair & 15, scale_zero));
-      }
+      pack = StoredPack::Load<kDim>(head, format, slot, d).template Values<T>();
     }
     *reinterpret_cast<Pack<T>*>(tile.row(r) + d) = pack;
   }

@@ -43,8 +43,8 @@ __device__ void FillTiles(AttendShared<T, kDim>& shared, const AttentionArgument
   constexpr int kStages = Shared::kStages;
   const int lane = threadIdx.x % kWarp;
   const bool first_warp = threadIdx.x % kWarpgroup < kWarp;
-  const std::byte* const k = HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head).codes;
-  const std::byte* const v = HeadOf(a.kv.v, a.kv.v_format, a.kv, t.chunk.lane, t.kv_head).codes;
+  const KvHead k = HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head);
+  const KvHead v = HeadOf(a.kv.v, a.kv.v_format, a.kv, t.chunk.lane, t.kv_head);
   // Before the first eviction slots are positions.
   const int begin = t.in_order ? (LowestSeen(a, first_position) + 1) / kSlots : 0;
   const int end_slot = t.in_order ? last_position + 1 : t.used;
@@ -55,17 +55,15 @@ __device__ void FillTiles(AttendShared<T, kDim>& shared, const AttentionArgument
   const auto wait_until_free = [&](const Barrier* free, int i) {
     if (i >= kStages) free[i % kStages].Wait(i / kStages - 1);
   };
-  const auto pass_k = [&](TileKind kind) {
-    if (first_warp) {
-      if (lane == 0) shared.kind[n % kStages] = kind;
-      shared.k_full[n % kStages].Arrive();
-    }
-    shared.k_full[n % kStages].ArriveAfterCopies();
+  const auto pass_kind = [&](TileKind kind) {  // and positions
+    if (!first_warp) return;
+    if (lane == 0) shared.kind[n % kStages] = kind;
+    shared.k_full[n % kStages].Arrive();
   };
   const auto pass_v = [&](int i) {  // of tile `previous`, passed on as number i
     wait_until_free(shared.v_free, i);
-    FillSlots(typename Shared::Slots(shared.v[i % kStages]), v, previous * kSlots, t.used);
-    shared.v_full[i % kStages].ArriveAfterCopies();
+    FillSlots(typename Shared::Slots(shared.v[i % kStages]), v, a.kv.v_format, previous * kSlots,
+              t.used, shared.v_full[i % kStages]);
   };
   int4 loaded = LoadPositions(t, a.kv.slots, begin * kSlots, kSlots);
   for (int i = begin; i < end; ++i) {
@@ -76,17 +74,19 @@ __device__ void FillTiles(AttendShared<T, kDim>& shared, const AttentionArgument
     const bool by_all =
         p.full && p.newest <= first_position && p.oldest > LowestSeen(a, last_position);
     wait_until_free(shared.k_free, n);
-    FillSlots(typename Shared::Slots(shared.k[n % kStages]), k, first, t.used);
     if (first_warp && lane * 4 < kSlots) {
       *reinterpret_cast<int4*>(shared.positions[n % kStages] + lane * 4) = p.mine;
     }
-    pass_k(by_all ? kSeenByAll : kSeenBySome);
+    pass_kind(by_all ? kSeenByAll : kSeenBySome);
+    FillSlots(typename Shared::Slots(shared.k[n % kStages]), k, a.kv.k_format, first, t.used,
+              shared.k_full[n % kStages]);
     if (n > 0) pass_v(n - 1);
     previous = i;
     ++n;
   }
   wait_until_free(shared.k_free, n);
-  pass_k(kEnd);
+  pass_kind(kEnd);
+  shared.k_full[n % kStages].Arrive();
   if (n > 0) pass_v(n - 1);
 }
 

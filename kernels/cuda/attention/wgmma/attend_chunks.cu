@@ -38,8 +38,7 @@ void AttendOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
 template <class T>
 bool AttendWgmma(Stream& s, const AttentionArguments& a, const Batch& batch) {
   // Weights are compared before they are scaled.
-  const bool plain = !IsQuantized(a.kv.k_format) && !IsQuantized(a.kv.v_format);
-  if (!IsHopper(s) || !plain || !(a.scale > 0)) return false;
+  if (!IsHopper(s) || !(a.scale > 0)) return false;
   switch (a.kv.head_dim) {
     case 64:
       AttendOf<T, 64>(s, a, batch);

@@ -109,6 +109,12 @@ OF_TYPE(__half, "f16")
 #undef D32
 #undef D8
 
+__device__ inline void StoreShared16(uint32_t address, uint4 value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(value.x),
+               "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
 // What threads or copies wrote to shared memory before is there for the products that follow.
 __device__ inline void PublishToProducts() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");

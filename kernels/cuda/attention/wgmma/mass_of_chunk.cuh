@@ -99,8 +99,8 @@ __device__ void FillRowTiles(MassShared<T, kDim>& shared, const AttentionArgumen
     shared.k_full.Arrive();
   }
   FillSlots(typename Shared::Slots(shared.k),
-            HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head).codes, first_slot, t.used);
-  shared.k_full.ArriveAfterCopies();
+            HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head), a.kv.k_format, first_slot,
+            t.used, shared.k_full);
   const int rows = t.chunk.tokens * a.group;
   for (int i = tiles.begin; i < tiles.end; ++i) {
     const int n = i - tiles.begin;

@@ -6,8 +6,8 @@
 #include <numeric>
 
 #include "kernels/cuda/attention/attention_kernels.cuh"
+#include "kernels/cuda/attention/kv_values.cuh"
 #include "kernels/cuda/attention/wgmma/instructions.cuh"
-#include "kernels/cuda/cache/kv_layout.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 namespace keyline::cuda::wgmma {
@@ -74,11 +74,9 @@ class Places {
   uint32_t begin_[kPeriod];
 };
 
-// Slots [first, first + kTileRows) of K or V, which begin at `codes`, in T's own format; zeros from
-// `used` on, where what an earlier sequence left could be anything. By all threads of a warpgroup.
-// Enqueues copies.
+// The same slots as FillSlots, in T's own format, which begin at `codes`. Enqueues copies.
 template <class T, int kDim, int kTileRows>
-__device__ void FillSlots(const Tile<T, kDim, kTileRows>& tile, const std::byte* codes, int first,
+__device__ void CopySlots(const Tile<T, kDim, kTileRows>& tile, const std::byte* codes, int first,
                           int used) {
   constexpr int kPacks = Tile<T, kDim, kTileRows>::kPacks;
   constexpr int kCopies = kTileRows * kPacks / kWarpgroup;
@@ -99,6 +97,50 @@ __device__ void FillSlots(const Tile<T, kDim, kTileRows>& tile, const std::byte*
     CopyAsync16(tile.place(i / kPacks, i % kPacks), zeros ? codes : from + k * kWarpgroup * 16,
                 zeros);
   }
+}
+
+// The same slots as FillSlots, in a format that is to be turned into T.
+template <class T, int kDim, int kTileRows>
+__device__ void FillDequantized(const Tile<T, kDim, kTileRows>& tile, const KvHead& head,
+                                KvFormat format, int first, int used) {
+  constexpr int kPacks = Tile<T, kDim, kTileRows>::kPacks;
+  constexpr int kTurns = kTileRows * kPacks / kWarpgroup;
+  constexpr int kAhead = kTurns % 4 == 0 ? 4 : 5;  // loads under way
+  static_assert(kTurns % kAhead == 0);
+  const int thread = threadIdx.x % kWarpgroup;
+#pragma unroll 1
+  for (int k = 0; k < kTurns; k += kAhead) {
+    StoredPack loaded[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int i = thread + (k + j) * kWarpgroup;
+      loaded[j] = StoredPack::Load<kDim>(head, format, min(first + i / kPacks, used - 1),
+                                         i % kPacks * Pack<T>::kSize);
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int i = thread + (k + j) * kWarpgroup;
+      const Pack<T> values = loaded[j].template Values<T>();
+      auto pack = *reinterpret_cast<const uint4*>(&values);
+      if (first + i / kPacks >= used) pack = make_uint4(0, 0, 0, 0);
+      StoreShared16(tile.place(i / kPacks, i % kPacks), pack);
+    }
+  }
+}
+
+// Slots [first, first + kTileRows) of K or V; zeros from `used` > 0 on, where what an earlier
+// sequence left could be anything. By all threads of a warpgroup, each of which arrives at `full`
+// once when its part is there.
+template <class T, int kDim, int kTileRows>
+__device__ void FillSlots(const Tile<T, kDim, kTileRows>& tile, const KvHead& head, KvFormat format,
+                          int first, int used, Barrier& full) {
+  if (IsQuantized(format)) {
+    FillDequantized(tile, head, format, first, used);
+    full.Arrive();
+    return;
+  }
+  CopySlots(tile, head.codes, first, used);
+  full.ArriveAfterCopies();
 }
 
 // kCount query rows from `first` on into the tile's rows from `at` on, a row being (token, query
