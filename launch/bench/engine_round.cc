@@ -56,12 +56,20 @@ FullSteps WhileAllDecode(const std::vector<std::shared_ptr<TimedSink>>& sinks) {
     cpu_begin = std::max(cpu_begin, sink->cpu_times.front());
     cpu_end = std::min(cpu_end, sink->cpu_times.back());
   }
-  FullSteps full{.tokens = 0,
-                 .seconds = absl::ToDoubleSeconds(end - begin),
-                 .host_seconds = absl::ToDoubleSeconds(cpu_end - cpu_begin)};
+  FullSteps full;
+  double rate = 0;
   for (const auto& sink : sinks) {
-    for (absl::Time t : sink->token_times) full.tokens += t > begin && t <= end ? 1 : 0;
+    const std::vector<absl::Time>& times = sink->token_times;
+    const auto first = std::upper_bound(times.begin(), times.end(), begin) - 1;
+    const auto last = std::lower_bound(times.begin(), times.end(), end);
+    const auto steps = static_cast<double>(last - first);
+    full.tokens += steps;
+    rate += steps / absl::ToDoubleSeconds(*last - *first);
   }
+  full.seconds = full.tokens / rate;
+  full.host_seconds =
+      full.seconds *
+      absl::FDivDuration(std::max(cpu_end - cpu_begin, absl::ZeroDuration()), end - begin);
   return full;
 }
 

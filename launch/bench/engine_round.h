@@ -38,8 +38,9 @@ absl::StatusOr<std::vector<std::shared_ptr<TimedSink>>> Serve(Coordinator& coord
                                                               std::vector<Request> requests,
                                                               OnTiming on_timing = nullptr);
 
-// From when all of a round's sequences have their first token to the first one's last: only full
-// steps count.
+// From when all of a round's sequences have their first token to the first one's last. Each
+// sequence counts between tokens of its own: those of one step come one after the other, so that a
+// cut at one moment would leave out what the same step brings to others. REQUIRES: two tokens each.
 struct FullSteps {
   double tokens = 0;
   double seconds = 0;

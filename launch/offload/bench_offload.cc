@@ -77,18 +77,8 @@ class Measurement {
       }
       ASSIGN_OR_RETURN(const auto sinks,
                        Serve(coordinator_, std::move(requests), counters_.Listener()));
-      // From when all have their first token to the first last one.
-      absl::Time begin = absl::InfinitePast();
-      absl::Time end = absl::InfiniteFuture();
-      for (const auto& sink : sinks) {
-        begin = std::max(begin, sink->token_times.front());
-        end = std::min(end, sink->token_times.back());
-      }
-      int64_t counted = 0;
-      for (const auto& sink : sinks) {
-        for (absl::Time t : sink->token_times) counted += t > begin && t <= end ? 1 : 0;
-      }
-      rates.push_back(static_cast<double>(counted) / absl::ToDoubleSeconds(end - begin));
+      const FullSteps full = WhileAllDecode(sinks);
+      rates.push_back(full.tokens / full.seconds);
     }
     const double rate = Median(rates);
     Add(absl::StrCat("decode B=", batch), rate, batch / StepSeconds(), "tok/s",
