@@ -89,7 +89,7 @@ CudaStream::CudaStream(Device& device, int index) : Stream(device), index_(index
   int major = 0, minor = 0;
   CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
   CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
-  launches_dependents_ = major >= 9;
+  runs_sm90_code_ = CodeVersion() >= 90;
   is_hopper_ = major == 9 && minor == 0;
 }
 

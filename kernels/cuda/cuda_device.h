@@ -51,8 +51,9 @@ class CudaStream final : public Stream {
   void* Scratch(size_t bytes);
   GemmPlans& gemm_plans();
   int multiprocessors() const { return multiprocessors_; }
-  // Whether kernels may begin before their predecessor has ended (compute capability 9).
-  bool launches_dependents() const { return launches_dependents_; }
+  // Whether the kernels that run are compiled for compute capability 9 or later, so that they know
+  // clusters, and when to begin before their predecessor has ended.
+  bool runs_sm90_code() const { return runs_sm90_code_; }
   // Whether the device runs what is compiled for sm_90a (compute capability 9.0).
   bool is_hopper() const { return is_hopper_; }
 
@@ -64,7 +65,7 @@ class CudaStream final : public Stream {
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
   int multiprocessors_ = 0;
-  bool launches_dependents_ = false;
+  bool runs_sm90_code_ = false;
   bool is_hopper_ = false;
   // By Replay's key; null: has run once and is recorded next time.
   std::map<uint64_t, cudaGraphExec_t> graphs_;
@@ -118,7 +119,10 @@ inline int Multiprocessors(Stream& stream) {
   return static_cast<CudaStream&>(stream).multiprocessors();
 }
 inline bool LaunchesDependents(Stream& stream) {
-  return static_cast<CudaStream&>(stream).launches_dependents();
+  return static_cast<CudaStream&>(stream).runs_sm90_code();
+}
+inline bool HasClusters(Stream& stream) {
+  return static_cast<CudaStream&>(stream).runs_sm90_code();
 }
 inline bool IsHopper(Stream& stream) { return static_cast<CudaStream&>(stream).is_hopper(); }
 inline void* Scratch(Stream& stream, size_t bytes) {

@@ -66,6 +66,9 @@ void PackLane(Stream& s, std::byte* packed, const KvMemory& kv, int lane, int sl
 void UnpackLane(Stream& s, const KvMemory& kv, int lane, int slots, const std::byte* packed);
 
 // probe.cu
+// What the kernels that the current device runs were written for, such as 90; code of an older
+// architecture may run on a newer one.
+int CodeVersion();
 void ReadMemory(Stream& s, const void* memory, size_t bytes);
 double MultiplyRate(Stream& s, DType dtype);
 double UploadRate(Stream& s);

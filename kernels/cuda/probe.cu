@@ -18,6 +18,8 @@ namespace {
 
 constexpr int kPasses = 21;
 
+__global__ void AnyKernel() {}
+
 // ---- Reading ----
 
 constexpr int kReadThreads = 256;
@@ -117,6 +119,12 @@ double MedianSeconds(Stream& stream, const Work& work) {
 }
 
 }  // namespace
+
+int CodeVersion() {
+  cudaFuncAttributes attributes;
+  CUDA_CHECK(cudaFuncGetAttributes(&attributes, AnyKernel));
+  return attributes.ptxVersion;
+}
 
 void ReadMemory(Stream& s, const void* memory, size_t bytes) {
   const CurrentDevice current(static_cast<CudaDevice&>(s.device()).index());

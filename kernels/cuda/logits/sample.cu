@@ -1,9 +1,10 @@
 // One token for each row of logits: the largest, or one drawn from the filtered distribution. The
 // filters and their order are those of kernels/cpu/logits/sample.cc.
 //
-// A cluster of blocks shares a row; each block has one range of token ids. top_k and top_p search
-// the lowest ranking token that they keep (select.cuh) and nothing is sorted. Probabilities are
-// sums of integers, multiples of 2^-40 of the largest: exact, so the same whoever adds them.
+// The blocks of a cluster share a row, each with one range of token ids; where there are no
+// clusters one block has all of it. top_k and top_p search the lowest ranking token that they keep
+// (select.cuh) and nothing is sorted. Probabilities are sums of integers, multiples of 2^-40 of the
+// largest: exact, so the same whoever adds them.
 #include <cfloat>
 
 #include <cooperative_groups.h>
@@ -20,9 +21,32 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int kBlocks = 8;  // of a cluster: as many as every GPU with clusters takes
+constexpr int kClusterBlocks = 8;  // as many as every GPU with clusters takes
 
-// What the blocks of a cluster read of each other, in shared memory.
+// What a row's blocks do together, where that is one.
+struct OneBlock {
+  __device__ unsigned block_rank() const { return 0; }
+  __device__ void sync() const { __syncthreads(); }
+  template <class T>
+  __device__ T* map_shared_rank(T* memory, int /*rank*/) const {
+    return memory;
+  }
+};
+
+template <int kBlocks>
+__device__ auto BlocksOfRow() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return OneBlock();
+#else
+  if constexpr (kBlocks == 1) {
+    return OneBlock();
+  } else {
+    return cg::this_cluster();
+  }
+#endif
+}
+
+// What the blocks of a row read of each other, in shared memory.
 struct Published {
   SoftmaxSums sums;
   uint64_t best;
@@ -30,28 +54,30 @@ struct Published {
 };
 
 // Adds up the bins of all blocks of the row.
-struct ClusterSum {
+template <int kBlocks>
+struct RowSum {
   __device__ void operator()(uint64_t* bins) const {
-    const cg::cluster_group cluster = cg::this_cluster();
-    cluster.sync();  // all have filled theirs
+    const auto blocks = BlocksOfRow<kBlocks>();
+    blocks.sync();  // all have filled theirs
     uint64_t sum = 0;
     if (threadIdx.x < kBins) {
-      for (int r = 0; r < kBlocks; ++r) sum += cluster.map_shared_rank(bins, r)[threadIdx.x];
+      for (int r = 0; r < kBlocks; ++r) sum += blocks.map_shared_rank(bins, r)[threadIdx.x];
     }
-    cluster.sync();  // all have read
+    blocks.sync();  // all have read
     if (threadIdx.x < kBins) bins[threadIdx.x] = sum;
     __syncthreads();
   }
 };
 
 // What one block does for its row; all threads together.
+template <int kBlocks>
 class RowSampler {
  public:
   __device__ RowSampler(const float* logits, int64_t vocabulary, SelectMemory& memory,
                         Published& published)
       : logits_(logits), vocabulary_(vocabulary), memory_(memory), published_(published) {
     const int64_t part = RoundUp((vocabulary + kBlocks - 1) / kBlocks);
-    begin_ = min(cg::this_cluster().block_rank() * part, vocabulary);
+    begin_ = min(BlocksOfRow<kBlocks>().block_rank() * part, vocabulary);
     end_ = min(begin_ + part, vocabulary);
   }
 
@@ -80,10 +106,10 @@ class RowSampler {
       published_.sums = sums;
       published_.best = best;
     }
-    const cg::cluster_group cluster = cg::this_cluster();
-    cluster.sync();
+    const auto blocks = BlocksOfRow<kBlocks>();
+    blocks.sync();
     const int lane = threadIdx.x % kWarp;
-    const Published* other = cluster.map_shared_rank(&published_, lane % kBlocks);
+    const Published* other = blocks.map_shared_rank(&published_, lane % kBlocks);
     sums_ = ReduceSums(lane < kBlocks ? other->sums : SoftmaxSums::None());
     best_ = ReduceWarp(other->best, Minimum());
   }
@@ -91,7 +117,7 @@ class RowSampler {
   __device__ const SoftmaxSums& sums() const { return sums_; }
   __device__ int32_t best() const { return TokenOf(best_); }
 
-  // The token drawn, in the one thread of the cluster that finds it; -1 in all others.
+  // The token drawn, in the one thread of the row that finds it; -1 in all others.
   // REQUIRES: a finite logit and a temperature above 0.
   __device__ int32_t Draw(const SamplingParams& params, int32_t position) {
     // Of temperatures so small that their inverse is infinite the largest logit must keep weight 1.
@@ -100,7 +126,7 @@ class RowSampler {
     if (params.top_k > 0 && params.top_k < sums_.finite) {
       limit_ = LimitKey(
           memory_, begin_, end_, params.top_k, id_bits, [this](int64_t i) { return Key(i); },
-          [](uint64_t) { return uint64_t{1}; }, ClusterSum());
+          [](uint64_t) { return uint64_t{1}; }, RowSum<kBlocks>());
     }
     if (params.top_p < 1) {
       uint64_t ahead = 0;
@@ -109,7 +135,7 @@ class RowSampler {
       target = target < 1 ? 1 : target > total ? total : target;  // never less than the largest
       limit_ = LimitKey(
           memory_, begin_, end_, target, id_bits, [this](int64_t i) { return Kept(i); },
-          [this](uint64_t key) { return Mass(key); }, ClusterSum());
+          [this](uint64_t key) { return Mass(key); }, RowSum<kBlocks>());
     }
     const float min_p = params.min_p;
     const auto mass_of = [this, min_p](uint64_t key) {
@@ -166,15 +192,15 @@ class RowSampler {
 
   // Sum over the blocks of the row; `ahead`: of those with lower ids.
   __device__ uint64_t SumOfRow(uint64_t mass, uint64_t& ahead) {
-    const cg::cluster_group cluster = cg::this_cluster();
+    const auto blocks = BlocksOfRow<kBlocks>();
     if (threadIdx.x == 0) published_.mass = mass;
-    cluster.sync();
+    blocks.sync();
     uint64_t sum = 0;
     for (unsigned r = 0; r < kBlocks; ++r) {
-      if (r == cluster.block_rank()) ahead = sum;
-      sum += cluster.map_shared_rank(&published_, r)->mass;
+      if (r == blocks.block_rank()) ahead = sum;
+      sum += blocks.map_shared_rank(&published_, r)->mass;
     }
-    cluster.sync();  // all have read
+    blocks.sync();  // all have read
     return sum;
   }
 
@@ -217,6 +243,8 @@ class RowSampler {
   float scale_ = 1;
 };
 
+// kBlocks > 1: only where the code that runs is for compute capability 9.0 or later.
+template <int kBlocks>
 __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads)
     SampleKernel(SampledToken* out, const float* logits, int64_t stride, int64_t vocabulary,
                  const int32_t* lanes, const int32_t* positions, const SamplingParams* params) {
@@ -224,7 +252,7 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads
   __shared__ Published published;
   __shared__ SoftmaxSums warps[kSelectWarps];
   const int64_t row = blockIdx.x / kBlocks;
-  RowSampler sampler(logits + row * stride, vocabulary, memory, published);
+  RowSampler<kBlocks> sampler(logits + row * stride, vocabulary, memory, published);
   sampler.ReadRow(warps);
   const SoftmaxSums& sums = sampler.sums();
   const SamplingParams& rule = params[lanes[row]];
@@ -241,7 +269,7 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads
   if (token >= 0) {
     out[row] = {token, LogProb(logits[row * stride + token], sums.LogSum()), non_finite};
   }
-  cg::this_cluster().sync();  // no block ends while another reads its memory
+  BlocksOfRow<kBlocks>().sync();  // no block ends while another reads its memory
 }
 
 }  // namespace
@@ -249,7 +277,10 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads
 void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
             const int32_t* positions, const SamplingParams* params) {
   if (logits.rows() == 0) return;
-  SampleKernel<<<static_cast<unsigned>(logits.rows()) * kBlocks, kSelectThreads, 0, Native(s)>>>(
+  const bool clusters = HasClusters(s);
+  const auto kernel = clusters ? SampleKernel<kClusterBlocks> : SampleKernel<1>;
+  const auto rows = static_cast<unsigned>(logits.rows());
+  kernel<<<clusters ? rows * kClusterBlocks : rows, kSelectThreads, 0, Native(s)>>>(
       out, logits.as<float>(), logits.strides[0], logits.cols(), lanes, positions, params);
   CUDA_CHECK(cudaGetLastError());
 }
