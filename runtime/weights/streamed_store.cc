@@ -57,8 +57,8 @@ absl::StatusOr<std::unique_ptr<StreamedStore>> StreamedStore::Load(
       }
       if (bytes <= host_left) {
         absl::StatusOr<HostBlock> packed = HostBlock::Allocate(device, bytes);
-        if (packed.ok()) layer.packed = *std::move(packed);
         host_left = packed.ok() ? host_left - bytes : 0;
+        if (packed.ok()) layer.packed = *std::move(packed);
       }
       if (layer.packed.data() == nullptr && store->staging_.empty()) {
         for (int s = 0; s < kStagings; ++s) {
