@@ -14,6 +14,7 @@ namespace {
 using ::testing::HasSubstr;
 using testing::RandomIds;
 using testing::RecordingSink;
+using testing::ServeAll;
 using testing::TinySetup;
 using testing::WithPipeline;
 
@@ -36,14 +37,7 @@ std::vector<std::shared_ptr<RecordingSink>> Serve(const TinySetup& setup,
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   WithPipeline(setup, [&](Coordinator& coordinator) {
     Engine engine(coordinator, nullptr, {});
-    for (const Request& request : requests) {
-      sinks.push_back(std::make_shared<RecordingSink>());
-      const auto id = engine.Submit(request, sinks.back());
-      ASSERT_TRUE(id.ok()) << id.status();
-    }
-    engine.Drain();
-    const absl::Status ran = engine.Run();
-    EXPECT_TRUE(ran.ok()) << ran;
+    sinks = ServeAll(engine, requests);
     const EngineLoad load = engine.load();
     EXPECT_EQ(load.running, 0);
     EXPECT_EQ(load.waiting, 0);

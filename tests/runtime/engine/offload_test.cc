@@ -18,7 +18,7 @@ namespace {
 using ::testing::HasSubstr;
 using testing::OpenTiny;
 using testing::RandomIds;
-using testing::RecordingSink;
+using testing::ServeAll;
 using testing::SpecOf;
 using testing::TinyModel;
 using testing::TinySetup;
@@ -72,15 +72,7 @@ Outcome OutcomeOf(const TinySetup& setup, Counted* counted = nullptr) {
       };
     }
     Engine engine(coordinator, nullptr, options);
-    std::vector<std::shared_ptr<RecordingSink>> sinks;
-    for (const Request& request : requests) {
-      sinks.push_back(std::make_shared<RecordingSink>());
-      const auto id = engine.Submit(request, sinks.back());
-      ASSERT_TRUE(id.ok()) << id.status();
-    }
-    engine.Drain();
-    const absl::Status ran = engine.Run();
-    ASSERT_TRUE(ran.ok()) << ran;
+    const auto sinks = ServeAll(engine, requests);
     for (const auto& sink : sinks) {
       ASSERT_TRUE(sink->status.ok()) << sink->status;
       outcome.tokens.push_back(sink->tokens);
