@@ -77,6 +77,7 @@ class CpuEvent final : public Event {
   void Record(Stream&) override { reached_ = std::chrono::steady_clock::now(); }
   void BlockStream(Stream&) override {}
   void Synchronize() override {}
+  bool Reached() override { return true; }
   double SecondsSince(const Event& earlier) override {
     const auto& mark = static_cast<const CpuEvent&>(earlier);
     return std::chrono::duration<double>(reached_ - mark.reached_).count();

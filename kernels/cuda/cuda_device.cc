@@ -1,7 +1,6 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include <algorithm>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -62,9 +61,16 @@ constexpr OpTable kCudaOps = {
     .multiply_rate = MultiplyRate,
     .upload_rate = UploadRate,
 };
-constexpr int kSpins = 64;
 // What the runtime takes out of pageable memory without waiting for the stream.
 constexpr size_t kStagedAtOnce = 64 << 10;
+
+// What a query answered.
+bool IsDone(cudaError_t code) {
+  if (code == cudaSuccess) return true;
+  if (code != cudaErrorNotReady) CUDA_CHECK(code);
+  cudaGetLastError();  // not ready is no error; the next check must not see it
+  return false;
+}
 
 bool IsPageable(const void* memory) {
   cudaPointerAttributes attributes;
@@ -140,20 +146,7 @@ void CudaStream::ZeroAsync(void* to, size_t bytes) {
 }
 
 void CudaStream::Synchronize() {
-  // Polled, so that the rank's messages move on meanwhile (see Stream::WhileWaiting); the thread is
-  // about to be needed, so it keeps its core, but for others that share it.
-  for (int polls = 0;;) {
-    const cudaError_t code = cudaStreamQuery(stream_);
-    if (code == cudaSuccess) return;
-    if (code != cudaErrorNotReady) CUDA_CHECK(code);
-    cudaGetLastError();  // not ready is no error; the next check must not see it
-    if (while_waiting()) while_waiting()();
-    if (polls < kSpins) {
-      ++polls;
-    } else {
-      std::this_thread::yield();
-    }
-  }
+  PollUntil([this] { return IsDone(cudaStreamQuery(stream_)); });
 }
 
 void CudaStream::MakeDeviceCurrent() const {
@@ -205,6 +198,8 @@ void CudaEvent::BlockStream(Stream& stream) {
 }
 
 void CudaEvent::Synchronize() { CUDA_CHECK(cudaEventSynchronize(event_)); }
+
+bool CudaEvent::Reached() { return IsDone(cudaEventQuery(event_)); }
 
 double CudaEvent::SecondsSince(const Event& earlier) {
   Synchronize();

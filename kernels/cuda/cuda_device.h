@@ -79,6 +79,7 @@ class CudaEvent final : public Event {
   void Record(Stream& stream) override;
   void BlockStream(Stream& stream) override;
   void Synchronize() override;
+  bool Reached() override;
   double SecondsSince(const Event& earlier) override;
 
  private:

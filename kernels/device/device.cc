@@ -3,10 +3,27 @@
 #include <glog/logging.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 
 namespace keyline {
+
+void Stream::WaitFor(Event& mark) {
+  PollUntil([&mark] { return mark.Reached(); });
+}
+
+void Stream::PollUntil(const std::function<bool()>& done) {
+  constexpr int kSpins = 64;
+  for (int polls = 0; !done();) {
+    if (while_waiting_) while_waiting_();
+    if (polls < kSpins) {
+      ++polls;
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
 
 Device::~Device() {
   if (!blocks_.empty()) LOG(ERROR) << blocks_.size() << " blocks of memory outlive " << name_;

@@ -20,6 +20,7 @@
 namespace keyline {
 
 class Device;
+class Event;
 struct OpTable;
 
 // Orders work on one device. Everything enqueued runs in order; a CPU stream runs each thing at
@@ -35,6 +36,8 @@ class Stream {
   virtual void ZeroAsync(void* to, size_t bytes) = 0;
   // Waits until all that was enqueued has run.
   virtual void Synchronize() = 0;
+  // Waits until `mark`, recorded in this stream, is reached: later work may still be under way.
+  void WaitFor(Event& mark);
   // Does the work of `enqueue`, which enqueues on this stream and no other, and does the same for
   // equal keys: the same operations on the same memory, whatever that memory holds. A device that
   // can record work (a CUDA graph) calls it the first two times of a key only and then launches its
@@ -50,7 +53,9 @@ class Stream {
 
  protected:
   explicit Stream(Device& device) : device_(&device) {}
-  const std::function<void()>& while_waiting() const { return while_waiting_; }
+  // Asks again and again, doing meanwhile what WhileWaiting says. The thread is about to be needed,
+  // so it keeps its core, but for others that share it.
+  void PollUntil(const std::function<bool()>& done);
 
  private:
   Device* device_;
@@ -64,6 +69,7 @@ class Event {
   virtual void Record(Stream& stream) = 0;
   virtual void BlockStream(Stream& stream) = 0;  // later work of `stream` waits for the mark
   virtual void Synchronize() = 0;                // the calling thread waits for the mark
+  virtual bool Reached() = 0;                    // whether it would not have to
   // Seconds of the device's own clock from `earlier` to this mark; waits for both.
   // REQUIRES: both are of NewTimer of one device, and recorded.
   virtual double SecondsSince(const Event& earlier) = 0;

@@ -74,7 +74,8 @@ class Predictor {
             .depth = depth,
             .turnaround = turnaround,
             .answer = times_.answer,
-            .devices_run_alone = times_.devices_run_alone};
+            .devices_run_alone = times_.devices_run_alone,
+            .last_receives_ahead = times_.last_receives_ahead};
   }
 
   const Run& run_;

@@ -31,13 +31,19 @@ double PipelineSimulation::Launch(const SimulatedStep& step) {
     free_[r] = end;
     if (r + 1 == ranks) break;
     const HopTime& hop = step.hop;
-    double& next_free = free_[r + 1];
+    const double next_free = free_[r + 1];
     if (hop.together) {
       begin = std::max(end, next_free) + hop.one_way;
       free_[r] = begin;
-    } else {
-      free_[r] = end + hop.busy;
-      begin = std::max(end + hop.one_way - hop.busy, next_free) + hop.busy;
+      continue;
+    }
+    free_[r] = end + hop.busy;
+    const bool ahead = setting_.last_receives_ahead && r + 2 == ranks;
+    const double receiver_free = ahead ? receiver_free_ : next_free;
+    begin = std::max(end + hop.one_way - hop.busy, receiver_free) + hop.busy;
+    if (ahead) {
+      begin = std::max(begin, next_free);
+      receiver_free_ = step.samples ? begin + step.stage[r + 1] : begin;
     }
   }
   if (!setting_.devices_run_alone) host_free_ = std::max(host_free_, free_[0]);

@@ -30,6 +30,10 @@ struct PipelineSetting {
   // Devices work on their own (GPUs): rank 0's host launches while its stage runs, and a step that
   // samples nothing is answered as soon as it is enqueued.
   bool devices_run_alone = false;
+  // Devices work on their own, but messages go through host memory: the last rank's host takes the
+  // next one in while its device works, unless it waits for the token of a step. (The others wait
+  // for what they send.)
+  bool last_receives_ahead = false;
 };
 
 struct SimulatedStep {
@@ -57,6 +61,7 @@ class PipelineSimulation {
   PipelineSetting setting_;
   double host_free_ = 0;      // rank 0's host
   std::vector<double> free_;  // each rank
+  double receiver_free_ = 0;  // the last rank's host, where it receives ahead
   std::vector<double> busy_;
   std::vector<double> answered_;     // each step
   std::vector<double> left_flight_;  // when its place among the steps in flight was free again

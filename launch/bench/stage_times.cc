@@ -195,6 +195,7 @@ absl::StatusOr<StageTimes> MeasureStageTimes(const Run& run, int ranks) {
     ASSIGN_OR_RETURN(own.transport, JoinRanks(run.options, ranks, comm, device));
     own.device = device->description();
     own.devices_run_alone = !device->memory_is_host() && (ranks == 1 || own.transport == "nccl");
+    own.last_receives_ahead = !device->memory_is_host() && !own.devices_run_alone;
     Measurer measurer(run, decode, prefill, ranks);
     ASSIGN_OR_RETURN(std::vector<double> seconds, measurer.Measure(*comm, *device));
     if (comm->rank() > 0) {

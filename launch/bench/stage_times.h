@@ -37,6 +37,7 @@ struct StageTimes {
   std::string device;
   std::string transport;  // "local", "nccl"; "" on one rank, where hops are free
   bool devices_run_alone = false;
+  bool last_receives_ahead = false;
   double answer = 0;
   std::vector<DecodeTimes> decode;  // one a --batch
   std::vector<PromptPiece> pieces;  // of a prompt of --prompt tokens

@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
-#include "runtime/pipeline/open_lane.h"
 #include "runtime/pipeline/plan_bytes.h"
+#include "runtime/pipeline/plan_facts.h"
 
 namespace keyline {
 namespace {
@@ -65,7 +65,7 @@ absl::Status Coordinator::Launch(pipeline::StepPlan plan) {
                 .owing = {},
                 .own = {}};
   for (int rank = 1; rank < comm_->size(); ++rank) {
-    if (Stage::Answers(plan, rank, comm_->size())) flight.owing.push_back(rank);
+    if (Answers(plan, rank, comm_->size())) flight.owing.push_back(rank);
   }
   if (comm_->size() > 1) comm_->SendBytes(1, ToBytes(plan));
   absl::StatusOr<pipeline::StepResult> own = stage_->Run(plan, *comm_);

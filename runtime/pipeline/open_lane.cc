@@ -1,6 +1,5 @@
 #include "runtime/pipeline/open_lane.h"
 
-#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -102,20 +101,6 @@ void OpenLane(Stream& s, const LayerCaches& caches, int first_layer, int model_l
   failure.set_lane(open.lane());
   failure.set_status_code(static_cast<int>(restored.code()));
   failure.set_status_message(std::string(restored.message()));
-}
-
-bool MovesStates(const pipeline::StepPlan& plan) {
-  return plan.save_size() > 0 ||
-         std::any_of(plan.open().begin(), plan.open().end(),
-                     [](const pipeline::OpenLane& open) { return open.restore_size() > 0; });
-}
-
-int TokensOf(const pipeline::StepPlan& plan) {
-  int tokens = 0;
-  for (const pipeline::PlanBatch& batch : plan.batches()) {
-    for (const pipeline::PlanChunk& chunk : batch.chunks()) tokens += chunk.token_ids_size();
-  }
-  return tokens;
 }
 
 }  // namespace keyline

@@ -14,14 +14,10 @@
 namespace keyline {
 
 // What opens a lane; not how prompts are cut, which the engine does: chunk_size and max_chunk.
-// Pure, as are the next four; any thread.
+// Pure, as are the next two; any thread.
 void WritePolicy(const LanePolicy& policy, pipeline::OpenLane& open);
 LanePolicy ReadPolicy(const pipeline::OpenLane& open);
 SamplingParams ReadSampling(const pipeline::OpenLane& open);
-// Whether the plan saves lanes or restores them. Every rank answers such a plan.
-bool MovesStates(const pipeline::StepPlan& plan);
-// Tokens of all its batches.
-int TokensOf(const pipeline::StepPlan& plan);
 
 // One a layer of the rank.
 using LayerCaches = std::vector<std::unique_ptr<KvCache>>;

@@ -16,6 +16,7 @@
 #include "runtime/pipeline/hidden_states.h"
 #include "runtime/pipeline/open_lane.h"
 #include "runtime/pipeline/placed_chunks.h"
+#include "runtime/pipeline/plan_facts.h"
 #include "runtime/pipeline/step_limit.h"
 #include "runtime/sampling/sampler.h"
 #include "runtime/weights/resident_store.h"
@@ -166,39 +167,58 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
   return std::unique_ptr<Stage>(new Stage(std::move(p)));
 }
 
-bool Stage::Answers(const StepPlan& plan, int rank, int ranks) {
-  if (plan.stop()) return false;
-  if (rank == ranks - 1 || plan.want_timing() || plan.want_placements()) return true;
-  if (MovesStates(plan)) return true;
-  for (const PlanBatch& batch : plan.batches()) {
-    for (const PlanChunk& chunk : batch.chunks()) {
-      if (chunk.trace() || chunk.hidden_ends()) return true;
-    }
-  }
-  return false;
-}
-
-absl::StatusOr<StepResult> Stage::Run(const StepPlan& plan, Communicator& comm) {
-  const absl::Time begin = absl::Now();
-  const int tokens = TokensOf(plan);
-  const bool states = MovesStates(plan);
+absl::Status Stage::Begin(const StepPlan& plan, Communicator& comm) {
+  CHECK_LT(running(), kMostRunning);
+  Running step = {.result = {},
+                  .begin = absl::Now(),
+                  .tokens = TokensOf(plan),
+                  .states = MovesStates(plan),
+                  .ends_later = AsksTokensOnly(plan)};
   RankState& state = *comm.state();
   state.Step(plan.step());
   // The host's own work may take its time; a device that waits for a lost peer never ends.
-  if (!p_->device->memory_is_host()) state.Expect(p_->limit.For(tokens, states));
+  if (!p_->device->memory_is_host()) state.Expect(p_->limit.For(step.tokens, step.states));
   p_->stream->WhileWaiting([&comm] { comm.Progress(); });
-  absl::StatusOr<StepResult> result = RunBatches(plan, comm);
+  const absl::Status status = RunBatches(plan, comm, step);
   p_->stream->WhileWaiting(nullptr);
-  if (!result.ok()) return result;
-  state.Ended();
-  if (!states) p_->limit.Took(absl::Now() - begin, tokens);
-  return result;
+  if (status.ok()) running_.push_back(std::move(step));
+  return status;
 }
 
-absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator& comm) {
+bool Stage::HasEnded() const {
+  const Running& step = running_.front();
+  return step.place < 0 || p_->sampler->HasCome(step.place);
+}
+
+StepResult Stage::End(Communicator& comm) {
+  CHECK(!running_.empty());
+  Running step = std::move(running_.front());
+  running_.pop_front();
+  if (step.place >= 0) {
+    p_->stream->WhileWaiting([&comm] { comm.Progress(); });
+    TakeTokens(step);
+    p_->stream->WhileWaiting(nullptr);
+  }
+  if (running_.empty()) comm.state()->Ended();
+  if (!step.states) p_->limit.Took(absl::Now() - step.begin, step.tokens);
+  if (step.result.has_timing()) {
+    pipeline::StageTiming& timing = *step.result.mutable_timing();
+    timing.set_end_ns(absl::GetCurrentTimeNanos());
+    timing.set_streamed_bytes(p_->layers->streamed_bytes());
+    timing.set_peak_bytes(p_->device->peak_bytes());
+  }
+  return std::move(step.result);
+}
+
+absl::StatusOr<StepResult> Stage::Run(const StepPlan& plan, Communicator& comm) {
+  RETURN_IF_ERROR(Begin(plan, comm));
+  return End(comm);
+}
+
+absl::Status Stage::RunBatches(const StepPlan& plan, Communicator& comm, Running& step) {
   Stream& s = *p_->stream;
   RankState& state = *comm.state();
-  StepResult result;
+  StepResult& result = step.result;
   result.set_step(plan.step());
   result.set_rank(p_->rank);
   if (plan.want_timing()) {
@@ -215,18 +235,12 @@ absl::StatusOr<StepResult> Stage::RunBatches(const StepPlan& plan, Communicator&
   for (int first = 0; first < plan.batches_size();) {
     const int count = SweepSize(plan, first);
     std::vector<Pass> passes = Upload(plan, first, count, result);
-    RETURN_IF_ERROR(Sweep(plan, passes, comm, result));
+    RETURN_IF_ERROR(Sweep(plan, passes, comm, step));
     state.Doing("report what is kept");
     if (plan.want_placements()) AddPlacements(p_->caches, p_->shard.first_layer, result);
     first += count;
   }
-  if (plan.want_timing()) {
-    pipeline::StageTiming& timing = *result.mutable_timing();
-    timing.set_end_ns(absl::GetCurrentTimeNanos());
-    timing.set_streamed_bytes(p_->layers->streamed_bytes());
-    timing.set_peak_bytes(p_->device->peak_bytes());
-  }
-  return result;
+  return absl::OkStatus();
 }
 
 int Stage::SweepSize(const StepPlan& plan, int first) const {
@@ -272,8 +286,9 @@ std::vector<Stage::Pass> Stage::Upload(const StepPlan& plan, int first, int coun
 }
 
 absl::Status Stage::Sweep(const StepPlan& plan, std::span<Pass> passes, Communicator& comm,
-                          StepResult& result) {
+                          Running& step) {
   Stream& s = *p_->stream;
+  StepResult& result = step.result;
   RankState& state = *comm.state();
   const Pass& only = passes[0];
   // One token of each chunk and nobody who reads in between: the same operations on the same
@@ -283,7 +298,7 @@ absl::Status Stage::Sweep(const StepPlan& plan, std::span<Pass> passes, Communic
       !HiddenStates::Asks(*only.plan) && !plan.want_placements()) {
     RETURN_IF_ERROR(Receive(plan, passes[0], comm, result));
     state.Doing("run the layers");
-    RunDecode(passes[0], comm, result);
+    RunDecode(passes[0], comm, step);
     return absl::OkStatus();
   }
   const int layers = static_cast<int>(p_->caches.size());
@@ -299,7 +314,7 @@ absl::Status Stage::Sweep(const StepPlan& plan, std::span<Pass> passes, Communic
       state.Layer(layer);
       RunLayer(i, weights, pass, result);
       TraceLayer(i, pass, result);
-      if (i == layers - 1) Finish(pass, /*drawn=*/false, comm, result);
+      if (i == layers - 1) Finish(pass, /*drawn=*/false, comm, step);
     }
     p_->layers->Release(s, layer);
     comm.Progress();
@@ -307,7 +322,7 @@ absl::Status Stage::Sweep(const StepPlan& plan, std::span<Pass> passes, Communic
   return absl::OkStatus();
 }
 
-void Stage::RunDecode(Pass& pass, Communicator& comm, StepResult& result) {
+void Stage::RunDecode(Pass& pass, Communicator& comm, Running& step) {
   Stream& s = *p_->stream;
   const int rows = pass.uploaded.sampled.count;
   const bool drawn = p_->shard.head && rows > 0 && rows <= kLogitRows;
@@ -318,14 +333,14 @@ void Stage::RunDecode(Pass& pass, Communicator& comm, StepResult& result) {
       const int layer = p_->shard.first_layer + i;
       comm.state()->Layer(layer);
       const LayerWeights weights = p_->layers->Acquire(s, layer);
-      RunLayer(i, weights, pass, result);
+      RunLayer(i, weights, pass, step.result);
       p_->layers->Release(s, layer);
       comm.Progress();
     }
     if (drawn) DrawRows(pass, 0, rows);
   });
-  for (int i = 0; i < layers; ++i) TraceLayer(i, pass, result);
-  Finish(pass, drawn, comm, result);
+  for (int i = 0; i < layers; ++i) TraceLayer(i, pass, step.result);
+  Finish(pass, drawn, comm, step);
 }
 
 absl::Status Stage::Receive(const StepPlan& plan, Pass& pass, Communicator& comm,
@@ -356,16 +371,16 @@ void Stage::RunLayer(int index, const LayerWeights& weights, Pass& pass, StepRes
                      pass.a);
 }
 
-void Stage::Finish(Pass& pass, bool drawn, Communicator& comm, StepResult& result) {
+void Stage::Finish(Pass& pass, bool drawn, Communicator& comm, Running& step) {
   if (!p_->shard.head) {
     comm.state()->Doing(p_->sending);
     comm.Send(p_->rank + 1, pass.a.hidden, *p_->stream);
     return;
   }
   comm.state()->Doing("sample or score");
-  if (pass.uploaded.sampled.count > 0) SampleRows(pass, drawn, result);
-  if (pass.uploaded.scored.count > 0) ScoreRows(pass, result);
-  ReadNormed(pass, result);
+  if (pass.uploaded.sampled.count > 0) SampleRows(pass, drawn, step);
+  if (pass.uploaded.scored.count > 0) ScoreRows(pass, step.result);
+  ReadNormed(pass, step.result);
 }
 
 RmsNorm Stage::FinalNorm() const {
@@ -388,7 +403,7 @@ TensorView Stage::DrawRows(const Pass& pass, int first, int count) {
   return logits;
 }
 
-void Stage::SampleRows(const Pass& pass, bool drawn, StepResult& result) {
+void Stage::SampleRows(const Pass& pass, bool drawn, Running& step) {
   const HeadRows& rows = pass.uploaded.sampled;
   std::vector<const PlanChunk*> chunks;
   for (const PlanChunk& chunk : pass.plan->chunks()) {
@@ -402,19 +417,32 @@ void Stage::SampleRows(const Pass& pass, bool drawn, StepResult& result) {
     for (int i = 0; i < count; ++i) top = std::max(top, chunks[first + i]->top_logprobs());
     std::vector<TopTokens> tops;
     if (top > 0) tops = p_->sampler->Top(*p_->stream, logits, top);
-    const std::span<const SampledToken> sampled = p_->sampler->Sampled(*p_->stream, count);
+    step.place = p_->sampler->Fetch(*p_->stream, count);
+    for (int i = 0; i < count; ++i) step.lanes.push_back(chunks[first + i]->lane());
+    if (step.ends_later) return;
+    const int before = step.result.tokens_size();
+    TakeTokens(step);
     for (int i = 0; i < count; ++i) {
-      pipeline::SampledTokenResult& out = *result.add_tokens();
-      out.set_lane(chunks[first + i]->lane());
-      out.set_token(sampled[i].token);
-      out.set_logprob(sampled[i].logprob);
-      out.set_non_finite(sampled[i].non_finite);
+      pipeline::SampledTokenResult& out = *step.result.mutable_tokens(before + i);
       for (int t = 0; t < chunks[first + i]->top_logprobs(); ++t) {
         out.add_top_tokens(tops[i].tokens[t]);
         out.add_top_logprobs(tops[i].logprobs[t]);
       }
     }
   }
+}
+
+void Stage::TakeTokens(Running& step) {
+  const std::span<const SampledToken> sampled = p_->sampler->Fetched(*p_->stream, step.place);
+  for (size_t i = 0; i < sampled.size(); ++i) {
+    pipeline::SampledTokenResult& out = *step.result.add_tokens();
+    out.set_lane(step.lanes[i]);
+    out.set_token(sampled[i].token);
+    out.set_logprob(sampled[i].logprob);
+    out.set_non_finite(sampled[i].non_finite);
+  }
+  step.place = -1;
+  step.lanes.clear();
 }
 
 void Stage::ScoreRows(const Pass& pass, StepResult& result) {

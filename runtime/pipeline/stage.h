@@ -1,13 +1,15 @@
-// Stage: this rank's layers, caches and preallocated activations. Runs one StepPlan at a time, in
-// the order of the plans. Thread: the rank's own.
+// Stage: this rank's layers, caches and preallocated activations. Runs StepPlans in their order.
+// Thread: the rank's own.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "kernels/device/device.h"
 #include "runtime/files/weight_source.h"
 #include "runtime/model/decoder_model.h"
@@ -29,15 +31,23 @@ class Stage {
       const OffloadPlan& offload = {});
   ~Stage();
 
-  // Runs the plan's batches through this rank's layers: hidden states come from the previous rank
-  // and go to the next. The result is this rank's part: tokens and scores on the last rank, hidden
-  // states on the rank of their layer, traces, timing and lanes' states where the plan asks for
-  // them. Where it is shows in comm.state(); on a device that works on its own the watchdog ends
-  // the process if the step hangs.
+  // A step in two parts, so that a device that works on its own need not pause between steps: the
+  // next may begin before the last one has ended, kMostRunning at a time.
+  //
+  // Begin takes the plan's batches through this rank's layers: hidden states come from the previous
+  // rank and go to the next. Where tokens are all that a plan asks for (AsksTokensOnly) it enqueues
+  // and returns; otherwise it waits for what is asked for. Where it is shows in comm.state(); on a
+  // device that works on its own the watchdog ends the process if the step hangs.
+  static constexpr int kMostRunning = 2;
+  absl::Status Begin(const pipeline::StepPlan& plan, Communicator& comm);
+  int running() const { return static_cast<int>(running_.size()); }
+  // Whether End would return without waiting. REQUIRES: running() > 0.
+  bool HasEnded() const;
+  // The oldest step's result, this rank's part: tokens and scores on the last rank, hidden states
+  // on the rank of their layer, traces, timing and lanes' states where the plan asks for them.
+  pipeline::StepResult End(Communicator& comm);
+  // Both parts.
   absl::StatusOr<pipeline::StepResult> Run(const pipeline::StepPlan& plan, Communicator& comm);
-
-  // Whether rank `rank` of `ranks` owes rank 0 a StepResult for this plan.
-  static bool Answers(const pipeline::StepPlan& plan, int rank, int ranks);
 
   const PipelineSpec& spec() const;
   const DecoderModel& model() const;
@@ -50,14 +60,23 @@ class Stage {
   struct Parts;
   struct Pass;
   explicit Stage(std::unique_ptr<Parts> parts);
-  absl::StatusOr<pipeline::StepResult> RunBatches(const pipeline::StepPlan& plan,
-                                                  Communicator& comm);
+  // A step that has begun.
+  struct Running {
+    pipeline::StepResult result;
+    absl::Time begin;
+    int tokens;
+    bool states;  // moves lanes' states
+    bool ends_later;
+    int place = -1;            // where the sampler puts its tokens; < 0: all is in the result
+    std::vector<int> lanes{};  // of those tokens
+  };
+  absl::Status RunBatches(const pipeline::StepPlan& plan, Communicator& comm, Running& step);
   // Batches of the plan from `first` on that go through each layer together.
   int SweepSize(const pipeline::StepPlan& plan, int first) const;
   absl::Status Sweep(const pipeline::StepPlan& plan, std::span<Pass> passes, Communicator& comm,
-                     pipeline::StepResult& result);
+                     Running& step);
   // A pass that a device can record: one token a chunk, and nobody who reads in between.
-  void RunDecode(Pass& pass, Communicator& comm, pipeline::StepResult& result);
+  void RunDecode(Pass& pass, Communicator& comm, Running& step);
   std::vector<Pass> Upload(const pipeline::StepPlan& plan, int first, int count,
                            pipeline::StepResult& result);
   // Hidden states of the rank before; the embedding on the first one.
@@ -68,10 +87,12 @@ class Stage {
   void RunLayer(int index, const LayerWeights& weights, Pass& pass, pipeline::StepResult& result);
   // Behind its last layer here: to the next rank, or to tokens and scores. `drawn`: DrawRows has
   // been called for all rows.
-  void Finish(Pass& pass, bool drawn, Communicator& comm, pipeline::StepResult& result);
+  void Finish(Pass& pass, bool drawn, Communicator& comm, Running& step);
   // Logits of sampled rows [first, first + count), and a token of each. Enqueues only.
   TensorView DrawRows(const Pass& pass, int first, int count);
-  void SampleRows(const Pass& pass, bool drawn, pipeline::StepResult& result);
+  void SampleRows(const Pass& pass, bool drawn, Running& step);
+  // Waits for the step's tokens.
+  void TakeTokens(Running& step);
   void ScoreRows(const Pass& pass, pipeline::StepResult& result);
   void ReadNormed(const Pass& pass, pipeline::StepResult& result);
   void TraceLayer(int index, const Pass& pass, pipeline::StepResult& result);
@@ -79,6 +100,7 @@ class Stage {
   TensorView Logits(const Pass& pass, const int32_t* rows, int count);
 
   std::unique_ptr<Parts> p_;
+  std::deque<Running> running_;  // oldest first
 };
 
 }  // namespace keyline

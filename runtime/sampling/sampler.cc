@@ -2,6 +2,8 @@
 
 #include <glog/logging.h>
 
+#include <utility>
+
 #include "kernels/device/status_macros.h"
 #include "kernels/ops/ops.h"
 
@@ -19,7 +21,11 @@ absl::StatusOr<Sampler> Sampler::Make(Device& device, int lanes, int max_rows) {
   ASSIGN_OR_RETURN(sampler.top_logprobs_,
                    Tensor::Allocate(device, DType::kF32, {max_rows, kMaxTopLogProbs}));
   sampler.host_params_.resize(lanes);
-  sampler.host_sampled_.resize(max_rows);
+  sampler.max_rows_ = max_rows;
+  for (Draw& draw : sampler.draws_) {
+    ASSIGN_OR_RETURN(draw.tokens, HostBlock::Allocate(device, max_rows * sizeof(SampledToken)));
+    draw.there = device.NewEvent();
+  }
   sampler.host_logprobs_.resize(max_rows);
   return sampler;
 }
@@ -35,20 +41,31 @@ void Sampler::SetLane(Stream& s, int lane, const SamplingParams& params) {
 }
 
 void Sampler::Sample(Stream& s, TensorView logits, const int32_t* lanes, const int32_t* positions) {
-  CHECK_LE(static_cast<size_t>(logits.rows()), host_sampled_.size());
+  CHECK_LE(logits.rows(), max_rows_);
   ops::Sample(s, sampled_.view().as<SampledToken>(), logits, lanes, positions,
               params_.view().as<SamplingParams>());
 }
 
-std::span<const SampledToken> Sampler::Sampled(Stream& s, int rows) {
-  s.CopyAsync(host_sampled_.data(), sampled_.view().data, rows * sizeof(SampledToken));
-  s.Synchronize();
-  return std::span(host_sampled_).first(rows);
+int Sampler::Fetch(Stream& s, int rows) {
+  CHECK_LE(rows, max_rows_);
+  const int place = std::exchange(next_place_, (next_place_ + 1) % kPlaces);
+  Draw& draw = draws_[place];
+  draw.rows = rows;
+  s.CopyAsync(draw.tokens.data(), sampled_.view().data, rows * sizeof(SampledToken));
+  draw.there->Record(s);
+  return place;
+}
+
+std::span<const SampledToken> Sampler::Fetched(Stream& s, int place) {
+  const Draw& draw = draws_.at(place);
+  s.WaitFor(*draw.there);
+  return {reinterpret_cast<const SampledToken*>(draw.tokens.data()),
+          static_cast<size_t>(draw.rows)};
 }
 
 std::vector<TopTokens> Sampler::Top(Stream& s, TensorView logits, int count) {
   const size_t rows = logits.rows();
-  CHECK_LE(rows, host_sampled_.size());
+  CHECK_LE(rows, static_cast<size_t>(max_rows_));
   auto* tokens = top_tokens_.view().as<int32_t>();
   auto* logprobs = top_logprobs_.view().as<float>();
   ops::TopLogProbs(s, tokens, logprobs, count, logits);

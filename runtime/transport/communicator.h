@@ -49,11 +49,13 @@ class Communicator {
   // True if RecvBytes(peer) would return at once, with a message or UNAVAILABLE.
   virtual bool HasBytes(int peer) = 0;
 
+  // Whether Recv enqueues the transfer and returns, where it waits for the message otherwise.
+  virtual bool EnqueuesTensors() const { return false; }
   // A contiguous tensor, in the order of `stream`; may be written again by later work of `stream`.
   virtual void Send(int peer, TensorView tensor, Stream& stream) = 0;
-  // Into a contiguous tensor of the sender's size, for later work of `stream`. A transport that
-  // enqueues the transfer (NCCL) returns before it has run: its deadline is that of whoever waits
-  // for the stream.
+  // Into a contiguous tensor of the sender's size, for later work of `stream`. Where transfers are
+  // enqueued (NCCL) it returns before this one has run: its deadline is that of whoever waits for
+  // the stream.
   virtual absl::Status Recv(int peer, TensorView tensor, Stream& stream,
                             absl::Duration timeout) = 0;
 

@@ -143,6 +143,8 @@ class NcclCommunicator : public Communicator {
   }
   bool HasBytes(int peer) override { return control_->HasBytes(peer); }
 
+  bool EnqueuesTensors() const override { return true; }
+
   void Send(int peer, TensorView tensor, Stream& stream) override {
     CheckTensor(peer, tensor);
     EndUnlessDone(

@@ -34,7 +34,7 @@ bool PatientWait::Pause() {
     std::this_thread::yield();
   } else {
     const Clock::duration sleep =
-        std::clamp<Clock::duration>(waited / 32, kShortestSleep, kLongestSleep);
+        std::clamp<Clock::duration>(waited / 64, kShortestSleep, kLongestSleep);
     std::this_thread::sleep_for(std::min(sleep, deadline_ - now));
   }
   return true;

@@ -2,7 +2,7 @@
 // burning a core that another rank of the same host needs, and never longer than its deadline.
 //
 // It returns at once for the first 30 us (a message on its way arrives in about 10), then gives the
-// core away between polls, then sleeps between them: a 32nd of what it has waited, 20 to 100 us.
+// core away between polls, then sleeps between them: a 64th of what it has waited, 20 to 100 us.
 // Several ranks share cores here; MPI libraries that only spin take milliseconds a hop then.
 #pragma once
 

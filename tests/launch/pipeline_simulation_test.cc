@@ -87,6 +87,19 @@ TEST(PipelineSimulationTest, ADeviceHidesItsHost) {
   EXPECT_DOUBLE_EQ(DecodeRate(setting, 1, 3, step), 2) << "nothing to do meanwhile";
 }
 
+TEST(PipelineSimulationTest, TheLastHostReceivesWhileItsDeviceWorks) {
+  const SimulatedStep piece{
+      .stage = {1, 2}, .hop = {.one_way = 0.5, .busy = 0.25}, .after = -1, .samples = false};
+  PipelineSetting setting{.ranks = 2, .depth = 8};
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, piece)), 1.25 + 3 * 2.25);
+  setting.last_receives_ahead = true;
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, piece)), 1.5 + 3 * 2.0);
+  // A step that samples keeps the host until its token is there.
+  SimulatedStep sampled = piece;
+  sampled.samples = true;
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, sampled)), 1.25 + 3 * 2.25);
+}
+
 TEST(PipelineSimulationTest, PiecesThatSampleNothingDoNotFillAPipelineOfDevices) {
   const SimulatedStep piece{.stage = {1, 1, 1}, .hop = {}, .after = -1, .samples = false};
   PipelineSetting setting{.ranks = 3, .depth = 1};

@@ -46,6 +46,8 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
           .parts = nullptr,
           .logits = nullptr,
           .chunk = batch.chunk,
+          .written = nullptr,
+          .moved_to = nullptr,
           .kv = kv,
           .rules = table.rules,
           .slot_pos = table.slot_pos,
@@ -142,6 +144,8 @@ bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch,
   std::copy(policies.begin(), policies.end(), pass.policies);
   pass.attention.wants_mass = table.scores != nullptr;
   pass.attention.value_norms = table.value_norms;
+  pass.attention.written = placement.slots;
+  pass.attention.moved_to = placement.moved_to;
   Provide(s, pass.attention, batch, /*decode=*/true);
   if (qkv.dtype == DType::kF16) {
     RunDecodePass<__half>(s, pass);

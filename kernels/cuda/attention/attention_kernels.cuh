@@ -23,6 +23,11 @@ struct AttentionArguments {
   float* parts;     // scratch of decode: decode/parts.cuh
   float* logits;    // scratch of decode with mass: [chunks, heads, slots]
   const Chunk* chunk;
+  // [tokens, kv_heads], of chunks of one token: the slots that the kernel before writes, besides
+  // which the cache is as the pass before left it, so that decode may read it early. Null: not
+  // known. moved_to may be null where written is not.
+  const int32_t* written;
+  const int32_t* moved_to;
   KvMemory kv;
   const LaneRules* rules;
   const int32_t* slot_pos;

@@ -10,13 +10,16 @@
 #include "runtime/files/checkpoint.h"
 #include "runtime/files/safetensors/safetensors.h"
 #include "runtime/files/token_ids_file.h"
+#include "runtime/pipeline/plan_facts.h"
 #include "tests/fixtures/tiny_pipeline.h"
 
 namespace keyline {
 namespace {
 
 using testing::GoldenModel;
+using testing::OpenTiny;
 using testing::RandomIds;
+using testing::SpecOf;
 using testing::TinySetup;
 using testing::WithPipeline;
 
@@ -127,6 +130,97 @@ TEST(Pipeline, TracesComeFromEveryRankInOrder) {
     }
     c.Shutdown();
   });
+}
+
+// A piece of one token or more for `lane`, whose last token is sampled after.
+void AddSampled(pipeline::PlanBatch& batch, int lane, int first_position,
+                const std::vector<int32_t>& ids) {
+  pipeline::PlanChunk& chunk = *batch.add_chunks();
+  chunk.set_lane(lane);
+  chunk.set_first_position(first_position);
+  chunk.set_chunk_position(first_position);
+  chunk.set_chunk_tokens(static_cast<int>(ids.size()));
+  chunk.set_output(pipeline::OUTPUT_SAMPLE);
+  for (const int32_t id : ids) chunk.add_token_ids(id);
+}
+
+TEST(Pipeline, AStepMayBeginBeforeTheLastOneHasEnded) {
+  const TinySetup setup{.lanes = 2};
+  const auto tiny = OpenTiny(setup);
+  ASSERT_TRUE(tiny.ok()) << tiny.status();
+  const auto device = OpenDevice("cpu", {.threads = 1});
+  ASSERT_TRUE(device.ok()) << device.status();
+  const auto comms = MakeLocalCommunicators(1);
+  Communicator& comm = *comms[0];
+  const auto stage = Stage::Create(**device, tiny->weights(), *tiny->model,
+                                   SpecOf(setup, *tiny->model), 0, nullptr);
+  ASSERT_TRUE(stage.ok()) << stage.status();
+  // Lane 1 first: which tokens are whose does not follow from their order.
+  pipeline::StepPlan prompts;
+  for (int lane = 0; lane < 2; ++lane) {
+    pipeline::OpenLane& open = *prompts.add_open();
+    open.set_lane(lane);
+    open.set_policy("dense");
+    open.add_cache_length(256);
+    open.set_top_p(1);
+  }
+  AddSampled(*prompts.add_batches(), 1, 0, {5, 6, 7});
+  AddSampled(*prompts.mutable_batches(0), 0, 0, {1, 2});
+  const auto first = (*stage)->Run(prompts, comm);
+  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_EQ(first->tokens_size(), 2);
+  EXPECT_EQ(first->tokens(0).lane(), 1);
+  EXPECT_EQ(first->tokens(1).lane(), 0);
+
+  // One token more of each lane: in two steps one after the other, then with both under way.
+  pipeline::StepPlan plans[2];
+  for (int i = 0; i < 2; ++i) {
+    const auto& token = first->tokens(1 - i);
+    plans[i].set_step(10 + i);
+    AddSampled(*plans[i].add_batches(), i, i == 0 ? 2 : 3, {token.token()});
+  }
+  std::vector<int> expected;
+  for (const pipeline::StepPlan& plan : plans) {
+    const auto result = (*stage)->Run(plan, comm);
+    ASSERT_TRUE(result.ok()) << result.status();
+    ASSERT_EQ(result->tokens_size(), 1);
+    expected.push_back(result->tokens(0).token());
+  }
+  ASSERT_TRUE((*stage)->Run(prompts, comm).ok());
+  for (const pipeline::StepPlan& plan : plans) ASSERT_TRUE((*stage)->Begin(plan, comm).ok());
+  EXPECT_EQ((*stage)->running(), 2);
+  for (int i = 0; i < 2; ++i) {
+    const pipeline::StepResult result = (*stage)->End(comm);
+    EXPECT_EQ(result.step(), 10u + i);
+    ASSERT_EQ(result.tokens_size(), 1);
+    EXPECT_EQ(result.tokens(0).lane(), i);
+    EXPECT_EQ(result.tokens(0).token(), expected[i]);
+  }
+  EXPECT_EQ((*stage)->running(), 0);
+}
+
+TEST(PlanFacts, WhatAsksForTokensOnly) {
+  const auto plan_with = [](auto change) {
+    pipeline::StepPlan plan;
+    AddSampled(*plan.add_batches(), 0, 0, {1});
+    change(plan, *plan.mutable_batches(0)->mutable_chunks(0));
+    return AsksTokensOnly(plan);
+  };
+  using Plan = pipeline::StepPlan;
+  using Chunk = pipeline::PlanChunk;
+  EXPECT_TRUE(plan_with([](Plan&, Chunk&) {}));
+  EXPECT_TRUE(plan_with([](Plan&, Chunk& c) { c.set_output(pipeline::OUTPUT_NONE); }));
+  EXPECT_TRUE(plan_with([](Plan& p, Chunk&) { p.set_want_timing(true); }));
+  EXPECT_FALSE(plan_with([](Plan&, Chunk& c) { c.set_output(pipeline::OUTPUT_LOGPROBS); }));
+  EXPECT_FALSE(plan_with([](Plan&, Chunk& c) { c.set_output(pipeline::OUTPUT_HIDDEN); }));
+  EXPECT_FALSE(plan_with([](Plan&, Chunk& c) { c.set_top_logprobs(1); }));
+  EXPECT_FALSE(plan_with([](Plan&, Chunk& c) { c.set_trace(true); }));
+  EXPECT_FALSE(plan_with([](Plan& p, Chunk&) { p.set_want_placements(true); }));
+  EXPECT_FALSE(plan_with([](Plan& p, Chunk&) { p.add_save(0); }));
+  EXPECT_FALSE(plan_with([](Plan& p, Chunk&) { p.add_batches(); }));
+  EXPECT_FALSE(plan_with([](Plan& p, Chunk&) {
+    for (int lane = 1; lane <= kLogitRows; ++lane) AddSampled(*p.mutable_batches(0), lane, 0, {1});
+  }));
 }
 
 // One chunk of `tokens` tokens into `lane`, opened by `open`, with its log-probabilities.

@@ -30,7 +30,7 @@ TEST_F(SamplerTest, EveryRowFollowsItsLane) {
   for (int32_t position = 0; position < 400; ++position) {
     const int32_t positions[] = {position, position};
     sampler_.Sample(*stream_, view, lanes, positions);
-    const auto sampled = sampler_.Sampled(*stream_, view.rows());
+    const auto sampled = sampler_.Fetched(*stream_, sampler_.Fetch(*stream_, view.rows()));
     ASSERT_EQ(sampled.size(), 2u);
     EXPECT_EQ(sampled[0].token, 1);
     ASSERT_GE(sampled[1].token, 0);
@@ -42,7 +42,7 @@ TEST_F(SamplerTest, EveryRowFollowsItsLane) {
   const int32_t positions[] = {7, 7};
   const auto draw = [&] {
     sampler_.Sample(*stream_, view, lanes, positions);
-    return sampler_.Sampled(*stream_, view.rows())[1].token;
+    return sampler_.Fetched(*stream_, sampler_.Fetch(*stream_, view.rows()))[1].token;
   };
   EXPECT_EQ(draw(), draw());
 }

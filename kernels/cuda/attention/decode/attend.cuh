@@ -158,6 +158,15 @@ __device__ void MergeWarps(const float* sums, int stride, const AttentionArgumen
   }
 }
 
+// Whether the kernel before has written one of the slots [first, first + count) of the task's
+// (lane, KV head).
+__device__ inline bool WasWritten(const AttentionArguments& a, const AttentionTask& t, int first,
+                                  int count) {
+  const int64_t at = int64_t{t.chunk.first_token} * a.kv.kv_heads + t.kv_head;
+  const auto within = [&](int slot) { return slot >= first && slot < first + count; };
+  return within(a.written[at]) || (a.moved_to != nullptr && within(a.moved_to[at]));
+}
+
 // Grid: as many blocks as fit the device at once.
 template <KvFormat kK, KvFormat kV, int kDim>
 __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kBlocks)
@@ -169,7 +178,7 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
   LetSuccessorBegin();
   int items = 0;
   DecodeWalk walk(a, units, items);
-  WaitForPredecessor();
+  if (a.written == nullptr || items == 0) WaitForPredecessor();
   if (items == 0) return;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -183,17 +192,18 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
   int ahead_items = items;
   int ahead_turn = 0;
   int ahead_at = 0;  // in the ring
+  const auto fill_from = [&](const DecodeWalk& of, int first, int place) {
+    const AttentionTask& t = of.task();
+    const size_t head = t.slot_pos - a.slot_pos;
+    OnePortion::Fill(ring + place * OnePortion::kBytes,
+                     HeadOf(a.kv.k, kK, a.kv, t.chunk.lane, t.kv_head),
+                     HeadOf(a.kv.v, kV, a.kv, t.chunk.lane, t.kv_head), t.slot_pos,
+                     a.value_norms == nullptr ? nullptr : a.value_norms + head, first, t.used);
+  };
   const auto fill = [&] {
     if (ahead_items > 0) {
-      const AttentionTask& t = ahead.task();
       const int first = first_of(ahead, ahead_turn);
-      if (first < t.used) {
-        const size_t head = t.slot_pos - a.slot_pos;
-        OnePortion::Fill(ring + ahead_at * OnePortion::kBytes,
-                         HeadOf(a.kv.k, kK, a.kv, t.chunk.lane, t.kv_head),
-                         HeadOf(a.kv.v, kV, a.kv, t.chunk.lane, t.kv_head), t.slot_pos,
-                         a.value_norms == nullptr ? nullptr : a.value_norms + head, first, t.used);
-      }
+      if (first < ahead.task().used) fill_from(ahead, first, ahead_at);
       if (++ahead_turn == Shared::kTurns) {
         ahead_turn = 0;
         if (--ahead_items > 0) ahead.Next();
@@ -204,6 +214,25 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
   };
 #pragma unroll
   for (int i = 0; i < kPortions - 1; ++i) fill();
+  if (a.written != nullptr) {
+    // Of these portions the predecessor has changed a slot or two: what has come of them may be
+    // old.
+    WaitForPredecessor();
+    DecodeWalk again = walk;
+    for (int i = 0, turn = 0, left = items; i < kPortions - 1 && left > 0; ++i) {
+      const AttentionTask& t = again.task();
+      const int first = first_of(again, turn);
+      if (first < t.used && WasWritten(a, t, first, OnePortion::kSlots)) {
+        WaitForCopies<0>();
+        fill_from(again, first, i);
+        WaitForCopies<0>();
+      }
+      if (++turn == Shared::kTurns) {
+        turn = 0;
+        if (--left > 0) again.Next();
+      }
+    }
+  }
 
   Keys<kK, kDim> keys;
   Values<kV, kDim> values;

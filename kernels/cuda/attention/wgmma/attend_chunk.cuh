@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, 1) AttendChunk([[maybe_unused]] Atte
     for (int i = 0; i < kStages; ++i) {
       shared.k_full[i].Init(kWarpgroup + kWarp);
       shared.v_full[i].Init(kWarpgroup);
-      shared.k_free[i].Init(kMultiplierWarps);
-      shared.v_free[i].Init(kMultiplierWarps);
+      shared.k_free[i].Init(kMultipliers * kWarpgroup);
+      shared.v_free[i].Init(kMultipliers * kWarpgroup);
     }
   }
   __syncthreads();
@@ -241,15 +241,11 @@ __global__ void __launch_bounds__(kThreads, 1) AttendChunk([[maybe_unused]] Atte
     for (int i = 0; i < kParts; ++i) Pin(o[i]);
     Pin(p);
   };
-  const auto free = [&](Barrier& barrier) {
-    __syncwarp();
-    if (lane == 0) barrier.Arrive();
-  };
   // From products with the keys of tile n to weights.
   const auto weigh = [&](int n, TileKind kind) {
     Softcap(s, a);
     if (kind == kSeenBySome) Mask<kSlots>(s, rows, a, shared.positions[n % kStages]);
-    free(shared.k_free[n % kStages]);
+    shared.k_free[n % kStages].Arrive();
     Softmax<kSlots>(s, rows, factor);
     Pin(s);  // done while products are under way, not after
   };
@@ -295,7 +291,7 @@ __global__ void __launch_bounds__(kThreads, 1) AttendChunk([[maybe_unused]] Atte
       kind = next_kind(n + 2);
       WaitForProducts<0>();
       pin_o_p();
-      free(shared.v_free[n % kStages]);
+      shared.v_free[n % kStages].Arrive();
 #pragma unroll
       for (int i = 0; i < kParts; ++i) {
 #pragma unroll

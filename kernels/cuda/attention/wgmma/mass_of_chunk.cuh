@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
     shared.k_full.Init(kWarpgroup + kWarp);
     for (int i = 0; i < kStages; ++i) {
       shared.full[i].Init(kWarpgroup + kMassRows);
-      shared.free[i].Init(kMultiplierWarps);
+      shared.free[i].Init(kMultipliers * kWarpgroup);
     }
   }
   __syncthreads();
@@ -206,8 +206,7 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
     Pin(s);
     const QueryRow* const first = shared.rows[n % kStages] + warp * 16 + lane / 4;
     const QueryRow rows[2] = {first[0], first[8]};
-    __syncwarp();
-    if (lane == 0) shared.free[n % kStages].Arrive();
+    shared.free[n % kStages].Arrive();
     const int i = tiles.begin + n;
     AddWeights(mass, s, rows, a, column, i >= mine.all_begin && i < mine.all_end);
   };
