@@ -77,15 +77,15 @@ struct Ranking {
   int32_t last_of_first;  // last position of the first chunk
   Extremes extremes;      // of all heads, where errors are ranked
 
-  // By age if the lane asks for it.
-  __device__ float Score(int64_t slot) const {
-    const float score = scores[slot];
+  // By age if the lane asks for it. score: scores[slot].
+  __device__ float Score(int64_t slot, float score) const {
     if (!normalize) return score;
     return __fdiv_rn(score, static_cast<float>(tokens - max(slot_pos[slot], last_of_first)));
   }
 
-  __device__ uint64_t Key(int64_t slot) const {
-    float rank = Score(slot);
+  __device__ uint64_t Key(int64_t slot) const { return Key(slot, scores[slot]); }
+  __device__ uint64_t Key(int64_t slot, float score_of_slot) const {
+    float rank = Score(slot, score_of_slot);
     if (errors != nullptr) {
       constexpr float kWeight = 0.5f;  // how scores weigh against errors
       const float score = MinMaxed(rank, extremes.low_score, extremes.high_score);
@@ -97,7 +97,7 @@ struct Ranking {
   }
 
   __device__ Extremes At(int64_t slot) const {
-    const float score = Score(slot);
+    const float score = Score(slot, scores[slot]);
     return {score, score, errors[slot], errors[slot]};
   }
 };
@@ -117,10 +117,20 @@ __device__ inline Ranking RankingOf(const SlotTable& table, const Chunk& chunk, 
 
 // The lowest key of slots [begin, end), in every thread. All threads of the block call it.
 __device__ inline uint64_t LowestKey(const Ranking& ranking, int begin, int end) {
+  constexpr int kLoads = 16;  // of a thread, under way together
   uint64_t lowest = kNoKey;
-#pragma unroll 16  // a thread's loads are under way together
-  for (int j = begin + threadIdx.x; j < end; j += blockDim.x) {
-    lowest = Minimum()(lowest, ranking.Key(j));
+  for (int first = begin + threadIdx.x; first < end; first += kLoads * blockDim.x) {
+    float scores[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int slot = first + i * blockDim.x;
+      scores[i] = slot < end ? ranking.scores[slot] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int slot = first + i * blockDim.x;
+      if (slot < end) lowest = Minimum()(lowest, ranking.Key(slot, scores[i]));
+    }
   }
   return ReduceBlock(lowest, Minimum(), kNoKey);
 }
