@@ -236,8 +236,10 @@ absl::Status Stage::RunBatches(const StepPlan& plan, Communicator& comm, Running
     const int count = SweepSize(plan, first);
     std::vector<Pass> passes = Upload(plan, first, count, result);
     RETURN_IF_ERROR(Sweep(plan, passes, comm, step));
-    state.Doing("report what is kept");
-    if (plan.want_placements()) AddPlacements(p_->caches, p_->shard.first_layer, result);
+    if (plan.want_placements()) {
+      state.Doing("report what is kept");
+      AddPlacements(p_->caches, p_->shard.first_layer, result);
+    }
     first += count;
   }
   return absl::OkStatus();
