@@ -1,7 +1,6 @@
 #include "kernels/cpu/cpu_device.h"
 
 #include <glog/logging.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
@@ -25,8 +24,6 @@ namespace keyline {
 namespace {
 
 constexpr size_t kAlignment = 256;
-constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kLarge = 2 * kHugePage;  // from here on blocks are mappings of their own
 
 size_t ScratchBytes(const PassShape& shape) {
   return std::max(
@@ -87,21 +84,6 @@ class CpuEvent final : public Event {
   std::chrono::steady_clock::time_point reached_;
 };
 
-// Zeroed memory of the operating system, aligned to a huge page; null if there is none.
-void* MapHugePages(size_t bytes) {
-  // Map a huge page more than needed, give back what lies before and behind the aligned range.
-  const size_t mapped = bytes + kHugePage;
-  void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (raw == MAP_FAILED) return nullptr;
-  auto* begin = static_cast<std::byte*>(raw);
-  const size_t before =
-      RoundUp(reinterpret_cast<uintptr_t>(raw), kHugePage) - reinterpret_cast<uintptr_t>(raw);
-  if (before > 0) munmap(begin, before);
-  munmap(begin + before + bytes, mapped - before - bytes);
-  madvise(begin + before, bytes, MADV_HUGEPAGE);  // a wish: fewer TLB misses
-  return begin + before;
-}
-
 }  // namespace
 
 CpuDevice::CpuDevice(int threads, const KernelSet& kernels)
@@ -109,13 +91,13 @@ CpuDevice::CpuDevice(int threads, const KernelSet& kernels)
 
 absl::StatusOr<void*> CpuDevice::AllocateMemory(size_t bytes) {
   void* memory = nullptr;
-  if (bytes < kLarge) {
+  if (bytes < HugePages::kLeastBytes) {
     const size_t size = RoundUp(std::max<size_t>(bytes, 1), kAlignment);
     memory = std::aligned_alloc(kAlignment, size);
     if (memory != nullptr) std::memset(memory, 0, size);
   } else if (bytes <=
              this->memory().free_bytes) {  // a mapping alone would succeed, its use would not
-    memory = MapHugePages(RoundUp(bytes, kHugePage));
+    memory = huge_pages_.Allocate(bytes);
   }
   if (memory == nullptr) {
     const DeviceMemory now = this->memory();
@@ -127,10 +109,10 @@ absl::StatusOr<void*> CpuDevice::AllocateMemory(size_t bytes) {
 }
 
 void CpuDevice::FreeMemory(void* memory, size_t bytes) {
-  if (bytes < kLarge) {
+  if (bytes < HugePages::kLeastBytes) {
     std::free(memory);
   } else {
-    munmap(memory, RoundUp(bytes, kHugePage));
+    huge_pages_.Free(memory, bytes);
   }
 }
 

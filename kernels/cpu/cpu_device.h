@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "kernels/cpu/huge_pages.h"
 #include "kernels/cpu/isa/kernel_set.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/device/device.h"
@@ -37,6 +38,7 @@ class CpuDevice final : public Device {
   absl::StatusOr<void*> AllocateMemory(size_t bytes) override;
   void FreeMemory(void* memory, size_t bytes) override;
 
+  HugePages huge_pages_;
   ThreadPool pool_;
   const KernelSet* kernels_;
 };

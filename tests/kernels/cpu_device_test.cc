@@ -2,8 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
+#include "kernels/cpu/huge_pages.h"
 #include "kernels/cpu/open_cpu.h"
 #include "kernels/device/device.h"
 #include "kernels/device/tensor.h"
@@ -41,6 +44,30 @@ TEST(CpuDeviceTest, LargeMemoryOfTheCpuIsZeroedToo) {  // mapped, not from the h
       ASSERT_EQ(data[i], 0);
       data[i] = 1;
     }
+  }
+}
+
+// Blocks that share mappings: more than one mapping holds, some freed between.
+TEST(HugePagesTest, BlocksAreZeroedAndTheirOwn) {
+  constexpr size_t kBytes = (size_t{3} << 20) + 5;
+  HugePages pages;
+  std::vector<uint8_t*> blocks;
+  for (int i = 0; i < 30; ++i) {
+    auto* const block = static_cast<uint8_t*>(pages.Allocate(kBytes));
+    ASSERT_NE(block, nullptr);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(block) % 4096, 0u);
+    EXPECT_TRUE(std::all_of(block, block + kBytes, [](uint8_t b) { return b == 0; })) << i;
+    std::fill_n(block, kBytes, static_cast<uint8_t>(i + 1));
+    blocks.push_back(block);
+    if (i % 3 != 2) continue;
+    pages.Free(blocks.front(), kBytes);
+    blocks.erase(blocks.begin());
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const auto expected = static_cast<uint8_t>(30 - blocks.size() + i + 1);
+    EXPECT_TRUE(
+        std::all_of(blocks[i], blocks[i] + kBytes, [&](uint8_t b) { return b == expected; }));
+    pages.Free(blocks[i], kBytes);
   }
 }
 
