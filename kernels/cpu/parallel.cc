@@ -8,15 +8,18 @@
 namespace keyline {
 namespace {
 
-// Compute threads of all pools of this process: several ranks may share it.
+// Compute threads of all pools of this process that have had work of late: several ranks may share
+// it. A pool that rests, as that of a probe does while a model runs, takes no core from others.
 std::atomic<int>& ThreadsOfProcess() {
   static std::atomic<int> threads{0};
   return threads;
 }
 
 bool Oversubscribed() {
-  return ThreadsOfProcess().load(std::memory_order_relaxed) >
-         static_cast<int>(std::thread::hardware_concurrency());
+  // Asked for once: the answer is read from files of the operating system, which takes longer than
+  // a loop.
+  static const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  return ThreadsOfProcess().load(std::memory_order_relaxed) > cores;
 }
 
 void Pause() {
@@ -26,6 +29,9 @@ void Pause() {
   asm volatile("yield");
 #endif
 }
+
+// A worker that has slept for so long rests.
+constexpr std::chrono::milliseconds kRest{10};
 
 // How long a worker waits for the next loop before it sleeps. Where threads outnumber cores a
 // spinning worker takes the core from one that has work.
@@ -48,11 +54,10 @@ bool SpinUntil(std::chrono::nanoseconds limit, const Done& done) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : shares_(threads) {
   CHECK_GE(threads, 1);
-  ThreadsOfProcess() += threads;
   workers_.reserve(threads - 1);
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { RunWorker(); });
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { RunWorker(i); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -62,14 +67,16 @@ ThreadPool::~ThreadPool() {
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
-  ThreadsOfProcess() -= threads();
 }
 
-void ThreadPool::ClaimPieces() {
-  for (;;) {
-    const int64_t piece = next_piece_.fetch_add(1, std::memory_order_relaxed);
-    if (piece >= pieces_) return;
-    (*body_)(count_ * piece / pieces_, count_ * (piece + 1) / pieces_);
+void ThreadPool::ClaimPieces(int thread) {
+  for (int i = 0; i < threads(); ++i) {
+    Share& share = shares_[(thread + i) % threads()];
+    for (;;) {
+      const int64_t piece = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (piece >= share.end) break;
+      (*body_)(count_ * piece / pieces_, count_ * (piece + 1) / pieces_);
+    }
   }
 }
 
@@ -83,34 +90,48 @@ void ThreadPool::ParallelFor(int64_t count, Body body, int64_t grain) {
   body_ = &body;
   count_ = count;
   pieces_ = pieces;
-  next_piece_.store(0, std::memory_order_relaxed);
+  for (int64_t i = 0; i < threads(); ++i) {
+    shares_[i].next.store(pieces * i / threads(), std::memory_order_relaxed);
+    shares_[i].end = pieces * (i + 1) / threads();
+  }
   epoch_.fetch_add(1);  // open
   if (sleeping_.load() > 0) {
     { std::lock_guard<std::mutex> lock(mutex_); }  // a worker about to sleep is asleep after this
     wake_.notify_all();
   }
-  ClaimPieces();
+  ClaimPieces(0);
   epoch_.fetch_add(1);  // closed
   const auto all_left = [this] { return inside_.load() == 0; };
   while (!SpinUntil(std::chrono::microseconds(20), all_left)) std::this_thread::yield();
 }
 
-void ThreadPool::RunWorker() {
+void ThreadPool::RunWorker(int thread) {
+  const int counted = thread == 1 ? 2 : 1;  // the first one counts the caller in
+  ThreadsOfProcess() += counted;
   uint64_t seen = 0;
   for (;;) {
-    const auto changed = [&] { return epoch_.load() != seen || stop_.load(); };
-    if (!SpinUntil(SpinTime(), changed)) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      ++sleeping_;
-      wake_.wait(lock, changed);
-      --sleeping_;
-    }
-    if (stop_.load()) return;
+    WaitForWork(seen, counted);
+    if (stop_.load()) break;
     ++inside_;
     seen = epoch_.load();
-    if (seen % 2 == 1) ClaimPieces();
+    if (seen % 2 == 1) ClaimPieces(thread);
     --inside_;
   }
+  ThreadsOfProcess() -= counted;
+}
+
+// Returns when epoch_ is another or the pool stops.
+void ThreadPool::WaitForWork(uint64_t seen, int counted) {
+  const auto changed = [&] { return epoch_.load() != seen || stop_.load(); };
+  if (SpinUntil(SpinTime(), changed)) return;
+  std::unique_lock<std::mutex> lock(mutex_);
+  ++sleeping_;
+  if (!wake_.wait_for(lock, kRest, changed)) {
+    ThreadsOfProcess() -= counted;
+    wake_.wait(lock, changed);
+    ThreadsOfProcess() += counted;
+  }
+  --sleeping_;
 }
 
 }  // namespace keyline

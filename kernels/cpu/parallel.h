@@ -3,9 +3,10 @@
 //
 // A loop costs about 2 us. Idle workers spin for some tens of microseconds, so that the operations
 // of one step follow each other without system calls, then sleep, so that an idle server uses no
-// core. Pieces are claimed as threads become free: a loop never waits for a worker that the
-// operating system has not yet run, which keeps several ranks on few cores from starving each
-// other.
+// core. Each thread has a share of the loop, one stretch of memory where the loop is over memory,
+// claims it piece by piece and then what others have not yet claimed of theirs: a loop never waits
+// for a worker that the operating system has not yet run, which keeps several ranks on few cores
+// from starving each other.
 #pragma once
 
 #include <atomic>
@@ -26,7 +27,7 @@ class ThreadPool {
 
   // A loop falls into this many pieces for each thread: a thread that was interrupted delays the
   // loop by one of them only.
-  static constexpr int kPiecesPerThread = 4;
+  static constexpr int kPiecesPerThread = 16;
 
   explicit ThreadPool(int threads);  // REQUIRES: threads >= 1
   ~ThreadPool();
@@ -42,10 +43,18 @@ class ThreadPool {
   void ParallelFor(int64_t count, Body body, int64_t grain = 1);
 
  private:
-  void RunWorker();
-  void ClaimPieces();
+  // Pieces of one thread that nobody has claimed: [next, end).
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  void RunWorker(int thread);
+  void WaitForWork(uint64_t seen, int counted);
+  void ClaimPieces(int thread);
 
   // The loop under way: written by the caller while no worker is inside.
+  std::vector<Share> shares_;  // one a thread, the caller's first
   const Body* body_ = nullptr;
   int64_t count_ = 0;
   int64_t pieces_ = 0;
@@ -54,7 +63,6 @@ class ThreadPool {
   // epoch_; the caller closes the epoch before it looks at inside_. So either the worker sees the
   // closed epoch and leaves the loop alone, or the caller sees the worker and waits for it.
   alignas(64) std::atomic<uint64_t> epoch_{0};
-  alignas(64) std::atomic<int64_t> next_piece_{0};
   alignas(64) std::atomic<int> inside_{0};
 
   std::atomic<int> sleeping_{0};

@@ -55,6 +55,23 @@ TEST_P(ThreadPoolTest, WorkersWakeAfterASleep) {
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 3, 8));
 
+// The thread that has the first index keeps it until all others are done.
+TEST(ThreadPoolsTest, OthersTakeOverTheShareOfAThreadThatIsHeldUp) {
+  for (const int threads : {2, 3, 8}) {
+    ThreadPool pool(threads);
+    const int64_t count = int64_t{threads} * ThreadPool::kPiecesPerThread;
+    for (int round = 0; round < 20; ++round) {
+      std::atomic<int64_t> done = 0;
+      pool.ParallelFor(count, [&](int64_t begin, int64_t end) {
+        EXPECT_EQ(end - begin, 1);
+        while (begin == 0 && done < count - 1) std::this_thread::yield();
+        ++done;
+      });
+      EXPECT_EQ(done, count);
+    }
+  }
+}
+
 TEST(ThreadPoolsTest, SeveralRanksShareFewCores) {
   std::vector<std::thread> ranks;
   std::atomic<int64_t> total = 0;
