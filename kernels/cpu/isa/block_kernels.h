@@ -12,8 +12,6 @@
 namespace keyline {
 namespace {
 
-constexpr int64_t kBlockPrefetch = 4096;  // bytes ahead of the loads
-
 // int8: w = scale * code.
 template <class I>
 struct Q8Weights {
@@ -79,7 +77,7 @@ void MultiplyBlocks(const TileArgs& args) {
   for (int64_t step = 0; step < args.steps; ++step) {
 #pragma GCC unroll 9
     for (size_t line = 0; line < sizeof(Block); line += 64) {
-      __builtin_prefetch(w + kBlockPrefetch + line);
+      __builtin_prefetch(w + I::kPrefetchBytes + line);
     }
 #pragma GCC unroll 2
     for (int p = 0; p < kParts; ++p) {

@@ -103,6 +103,8 @@ struct Avx2Lanes {
 // Integers of eight outputs, four inputs each; see ScalarInts for the operations.
 struct Avx2Ints {
   static constexpr int kOutputs = 8;
+  // AMD's Zen 3 reads 8 % faster with 1 KiB than with 4.
+  static constexpr std::int64_t kPrefetchBytes = 1024;
   using F = __m256;
   using Bytes = __m256i;
   using Signed = __m256i;

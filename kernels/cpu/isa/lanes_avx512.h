@@ -70,6 +70,7 @@ struct Avx512Lanes {
 // Integers of 16 outputs, four inputs each; see ScalarInts for the operations.
 struct Avx512Ints {
   static constexpr int kOutputs = 16;
+  static constexpr std::int64_t kPrefetchBytes = 4096;
   using F = __m512;
   using Bytes = __m512i;
   using Signed = __m512i;

@@ -105,6 +105,8 @@ struct ScalarLanes {
 // Integers of 16 outputs, four inputs each: what block_kernels.h multiplies packed weights with.
 struct ScalarInts {
   static constexpr int kOutputs = 16;
+  // How far ahead of the loads weights are asked for.
+  static constexpr std::int64_t kPrefetchBytes = 4096;
   using F = ScalarLanes::V;
   struct Bytes {
     std::uint8_t byte[16][4];
