@@ -168,7 +168,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
 }
 
 absl::Status Stage::Begin(const StepPlan& plan, Communicator& comm) {
-  CHECK_LT(running(), kMostRunning);
+  CHECK(running() == 0 || (running() < kMostRunning && AsksTokensOnly(plan)));
   Running step = {.result = {},
                   .begin = absl::Now(),
                   .tokens = TokensOf(plan),

@@ -38,6 +38,7 @@ class Stage {
   // rank and go to the next. Where tokens are all that a plan asks for (AsksTokensOnly) it enqueues
   // and returns; otherwise it waits for what is asked for. Where it is shows in comm.state(); on a
   // device that works on its own the watchdog ends the process if the step hangs.
+  // REQUIRES: no step is running, or this plan asks for tokens only.
   static constexpr int kMostRunning = 2;
   absl::Status Begin(const pipeline::StepPlan& plan, Communicator& comm);
   int running() const { return static_cast<int>(running_.size()); }

@@ -225,6 +225,7 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
       if (first < t.used && WasWritten(a, t, first, OnePortion::kSlots)) {
         WaitForCopies<0>();
         fill_from(again, first, i);
+        CommitCopies();
         WaitForCopies<0>();
       }
       if (++turn == Shared::kTurns) {
