@@ -186,8 +186,7 @@ absl::Status Stage::Begin(const StepPlan& plan, Communicator& comm) {
 }
 
 bool Stage::HasEnded() const {
-  const Running& step = running_.front();
-  return step.place < 0 || p_->sampler->HasCome(step.place);
+  return running_.front().place < 0 || p_->sampler->HasCome(running_.front().place);
 }
 
 StepResult Stage::End(Communicator& comm) {
@@ -292,12 +291,11 @@ absl::Status Stage::Sweep(const StepPlan& plan, std::span<Pass> passes, Communic
   Stream& s = *p_->stream;
   StepResult& result = step.result;
   RankState& state = *comm.state();
-  const Pass& only = passes[0];
   // One token of each chunk and nobody who reads in between: the same operations on the same
   // memory at every step, so that a device can record them. Where layers stream it waits for their
   // copies, which a recording cannot, and the launches hide behind those.
-  if (!p_->offload.streams() && only.batch().max_chunk_tokens == 1 &&
-      !HiddenStates::Asks(*only.plan) && !plan.want_placements()) {
+  if (!p_->offload.streams() && passes[0].batch().max_chunk_tokens == 1 &&
+      !HiddenStates::Asks(*passes[0].plan) && !plan.want_placements()) {
     RETURN_IF_ERROR(Receive(plan, passes[0], comm, result));
     state.Doing("run the layers");
     RunDecode(passes[0], comm, step);
