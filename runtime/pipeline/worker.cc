@@ -1,7 +1,6 @@
 #include "runtime/pipeline/worker.h"
 
 #include <thread>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device/status_macros.h"
