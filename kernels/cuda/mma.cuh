@@ -1,6 +1,7 @@
 // The tensor core instructions that the kernels use: 16 x 8 x 16 products of bf16 or f16 with
-// float32 sums, and the loads and copies that feed them. PTX ISA 8, sections 9.7.14 (mma, ldmatrix,
-// movmatrix) and 9.7.9 (cp.async).
+// float32 sums, the loads and copies that feed them, and the barriers that say what has come. PTX
+// ISA 8, sections 9.7.14 (mma, ldmatrix, movmatrix), 9.7.9 (cp.async, cp.async.bulk), 9.7.12 (bar)
+// and 9.7.13 (mbarrier).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -45,6 +46,83 @@ __device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;\n" 
 template <int pending>
 __device__ inline void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
+}
+
+// A barrier in shared memory that its `arrivals`, and the bytes it was told to expect, complete,
+// phase after phase. Waiting and expecting are of compute capability 9.0 and later.
+struct Barrier {
+  uint64_t word;
+
+  __device__ void Init(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(SharedAddress(&word)),
+                 "r"(arrivals)
+                 : "memory");
+  }
+  __device__ void Arrive() {
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}\n" ::"r"(
+                     SharedAddress(&word))
+                 : "memory");
+  }
+  // One arrival; the phase also waits for `bytes` of CopyBulk.
+  __device__ void ArriveExpecting(uint32_t bytes) {
+    asm volatile(
+        "{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}\n" ::
+            "r"(SharedAddress(&word)),
+        "r"(bytes)
+        : "memory");
+  }
+  // One arrival, once all copies that this thread has begun have ended.
+  __device__ void ArriveAfterCopies() {
+    asm volatile(
+        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(SharedAddress(&word))
+        : "memory");
+  }
+  // Until the phase number `phase`, counted from 0, is complete. At most one phase late.
+  __device__ void Wait(int phase) const {
+    uint32_t done = 0;
+    while (done == 0) {
+      asm volatile(
+          "{\n.reg .pred done;\nmbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, done;\n}\n"
+          : "=r"(done)
+          : "r"(SharedAddress(&word)), "r"(phase & 1)
+          : "memory");
+    }
+  }
+};
+
+// What was written to memory before, barriers too, is there for the bulk copies that threads begin
+// behind a barrier: those go another way (PTX ISA, "Proxies").
+__device__ inline void PublishToCopies() { asm volatile("fence.proxy.async;\n" ::: "memory"); }
+
+// `bytes`, a multiple of 16, from device to shared memory, both aligned to 16; `barrier` expects
+// them. Of compute capability 9.0 and later.
+__device__ inline void CopyBulk(void* shared, const void* global, uint32_t bytes,
+                                Barrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
+          "r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word))
+      : "memory");
+}
+// The same of what is read once: it is the first that the L2 cache gives up.
+__device__ inline void CopyBulkOnce(void* shared, const void* global, uint32_t bytes,
+                                    Barrier& barrier) {
+  asm volatile(
+      "{\n.reg .b64 policy;\ncreatepolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], policy;\n}\n" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word))
+      : "memory");
+}
+
+// Barriers by number (1 to 15), for a part of the block: complete when `threads` have come or been
+// counted.
+__device__ inline void SyncThreads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ inline void CountThreads(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // Four 8 x 8 tiles; lane i gives the row i % 8 of tile i / 8.

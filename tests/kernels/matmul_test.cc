@@ -297,6 +297,53 @@ TEST_P(MatMulLawTest, NotANumberStaysInItsRow) {
   }
 }
 
+// A device may run products that follow each other as one kernel, in which blocks wait for each
+// other: the same bits as with a pause behind each. Rows begin at multiples of 16 bytes; inputs end
+// within a block of them, outputs within a tile.
+TEST_P(MatMulTest, ProductsMayFollowEachOther) {
+  constexpr int64_t kHidden = 1096;
+  constexpr int64_t kInner = 2056;
+  constexpr int64_t kWide = 5000;
+  for (const int64_t rows : {1, 3, 8}) {
+    SCOPED_TRACE(rows);
+    Workbench bench(device());
+    Stream& s = bench.stream();
+    const auto start = RandomFloats(rows * kHidden, 20);
+    const RmsNorm norm = {bench.Array(RandomFloats(kHidden, 21)), 1e-5f};
+    const auto pack = [&](int64_t outputs, int64_t inputs, int seed) {
+      return bench.Pack(dtype(), outputs, inputs, RandomFloats(outputs * inputs, seed, 0.1f),
+                        RandomFloats(outputs, seed + 1));
+    };
+    const Weight qkv = pack(kInner, kHidden, 22);
+    const Weight attended = pack(kHidden, kInner, 24);
+    const Weight gated = pack(2 * kInner, kHidden, 26);
+    const Weight down = pack(kHidden, kInner, 28);
+    const Weight head = pack(kWide, kHidden, 30);
+    const auto run = [&](bool pause) {
+      const TensorView hidden = bench.Floats(rows, kHidden, start);
+      const TensorView inner = bench.Floats(rows, kInner);
+      const TensorView logits = bench.Logits(rows, kWide, std::vector<float>(rows * kWide));
+      const auto wait = [&] {
+        if (pause) s.Synchronize();
+      };
+      for (int layer = 0; layer < 3; ++layer) {  // more than one launch has room for
+        ops::NormMatMul(s, inner, hidden, norm, qkv);
+        wait();
+        ops::MatMulAdd(s, hidden, inner, attended);
+        wait();
+        ops::NormGatedMatMul(s, inner, hidden, norm, gated, Activation::kSilu);
+        wait();
+        ops::MatMulAdd(s, hidden, inner, down);
+        wait();
+      }
+      ops::NormMatMul(s, logits, hidden, norm, head);
+      return bench.Read(logits);
+    };
+    const std::vector<float> expected = run(true);
+    for (int i = 0; i < 10; ++i) ASSERT_EQ(run(false), expected) << "time " << i;
+  }
+}
+
 // Devices with the types of weights that they have kernels for; CUDA computes in that of the
 // weights.
 std::vector<std::tuple<DeviceUnderTest, DType>> Cases() {

@@ -11,7 +11,7 @@
 // More rows, float32, and rows that begin where vectors do not: weights are turned into the type of
 // the activations first, some outputs at a time, for the other products.
 #include "kernels/cuda/matmul/packed_weights.cuh"
-#include "kernels/cuda/matmul/skinny.cuh"
+#include "kernels/cuda/matmul/skinny/tiles.cuh"
 
 namespace keyline::cuda {
 namespace skinny {

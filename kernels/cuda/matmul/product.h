@@ -32,10 +32,15 @@ struct Product {
 // depend on the others.
 void SmallProduct(Stream& s, const Product& product);
 
-// skinny_matmul.cu: the same on tensor cores, for bf16 and f16; a norm of up to 8 rows only. Takes
+// skinny/skinny_matmul.cu: the same on tensor cores, for bf16 and f16; a norm of up to 8 rows only. Takes
 // rows that begin at multiples of 16 bytes.
 bool TakesSkinny(const Product& product);
 void SkinnyProduct(Stream& s, const Product& product);
+
+// skinny/streamed_matmul.cu: what TakesSkinny, of up to 8 rows, where the device has compute
+// capability 9.0 or later.
+bool TakesStreamed(Stream& s, const Product& product);
+void StreamedProduct(Stream& s, const Product& product);
 
 // packed_matmul.cu: the same with packed weights, bf16 or f16 activations; what it is gated by
 // comes in whole tiles.

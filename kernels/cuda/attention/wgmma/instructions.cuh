@@ -120,49 +120,6 @@ __device__ inline void PublishToProducts() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
-// A barrier in shared memory that its `arrivals` complete, phase after phase.
-struct Barrier {
-  uint64_t word;
-
-  __device__ void Init(int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(SharedAddress(&word)),
-                 "r"(arrivals)
-                 : "memory");
-  }
-  __device__ void Arrive() {
-    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}\n" ::"r"(
-                     SharedAddress(&word))
-                 : "memory");
-  }
-  // One arrival, once all copies that this thread has begun have ended.
-  __device__ void ArriveAfterCopies() {
-    asm volatile(
-        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(SharedAddress(&word))
-        : "memory");
-  }
-  // Until the phase number `phase`, counted from 0, is complete. At most one phase late.
-  __device__ void Wait(int phase) const {
-    uint32_t done = 0;
-    while (done == 0) {
-      asm volatile(
-          "{\n.reg .pred done;\nmbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-          "selp.u32 %0, 1, 0, done;\n}\n"
-          : "=r"(done)
-          : "r"(SharedAddress(&word)), "r"(phase & 1)
-          : "memory");
-    }
-  }
-};
-
-// Barriers by number (1 to 15), for a part of the block: complete when `threads` have come or been
-// counted.
-__device__ inline void SyncThreads(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ inline void CountThreads(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;\n" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 // Registers of each thread of the warpgroup from here on.
 template <int kRegisters>
 __device__ inline void TakeRegisters() {

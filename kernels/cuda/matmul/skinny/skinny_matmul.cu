@@ -11,7 +11,7 @@
 // A gate and its up projection are rows r and r + 8 of one tile.
 #include <algorithm>
 
-#include "kernels/cuda/matmul/skinny.cuh"
+#include "kernels/cuda/matmul/skinny/tiles.cuh"
 
 namespace keyline::cuda {
 namespace skinny {
@@ -159,6 +159,7 @@ bool TakesSkinny(const Product& p) { return IsFloat(p.w.dtype) && skinny::TakesR
 
 void SkinnyProduct(Stream& s, const Product& p) {
   CHECK(TakesSkinny(p));
+  if (TakesStreamed(s, p)) return StreamedProduct(s, p);
   const Arguments a = ArgumentsOf(p);
   if (p.w.dtype == DType::kBF16) {
     skinny::Launch<__nv_bfloat16>(s, a);

@@ -1,9 +1,10 @@
-// What the kernels of few rows on tensor cores share: skinny_matmul.cu, whose weights are bf16 or
-// f16, and packed_matmul.cu, whose weights are integers. Both have the weights as the rows of the
-// multiplication (16 outputs a tile) and the activations as its columns, so that few rows of
-// activations waste little; a block has one tile or a few; its warps share the inputs, 64 at a
-// time, and add up at the end. Which of 32 inputs stands where in the multiplication does not
-// matter as long as both sides agree, so a lane takes eight consecutive ones.
+// What the kernels of few rows on tensor cores share: skinny_matmul.cu and streamed_matmul.cu,
+// whose weights are bf16 or f16, and packed_matmul.cu, whose weights are integers. All have the
+// weights as the rows of the multiplication (16 outputs a tile) and the activations as its columns,
+// so that few rows of activations waste little; a block has one tile or a few; its warps share the
+// inputs, 64 at a time, and add up at the end. Which of 32 inputs stands where in the
+// multiplication does not matter as long as both sides agree, so a lane takes eight consecutive
+// ones.
 #pragma once
 
 #include <algorithm>
@@ -78,18 +79,37 @@ struct Activations {
   }
 };
 
-// Adds up the warps' sums, in `shared` of SumsBytes, and writes the tiles' outputs.
-// REQUIRES: all threads of the block are here, and none uses `shared` any more but through its own
-// copies.
-template <class T, int kColumns, int kTiles, bool kNorm>
+// Adds up the sums of the block's first `warps` warps, in `shared` of SumsBytes, and writes the
+// outputs of tiles from first_tile on, `tiles` at most. sync: a barrier of those warps, all of whom
+// are here.
+// REQUIRES: none of them uses `shared` any more but through its own copies.
+template <class T, int kColumns, int kTiles, bool kNorm, class Sync>
 __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t first_tile,
-                            const float (&sum)[kTiles][kColumns][4], float squares) {
+                            int tiles, const float (&sum)[kTiles][kColumns][4], float squares,
+                            int warps, const Sync& sync) {
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const int warps = blockDim.x / kWarp;
   const int64_t half = a.gated ? a.outputs / 2 : 0;
+  const int outputs = a.gated ? 8 : kTileRows;  // of a tile
+  // The i-th output: row m of the activations, row r of tile t, place n; -1: there is none.
+  const auto row_of = [&](int i) { return i / (kTiles * outputs); };
+  const auto tile_of = [&](int i) { return i / outputs % kTiles; };
+  const auto place_of = [&](int i) {
+    const int64_t n = (first_tile + tile_of(i)) * outputs + i % outputs;
+    const bool there = row_of(i) < a.rows && tile_of(i) < tiles && n < (a.gated ? half : a.outputs);
+    return there ? n : -1;
+  };
+  const auto before = [&](int i, int64_t n) {  // what is added to
+    const int64_t at = row_of(i) * a.out_stride + n;
+    return a.float_out ? static_cast<const float*>(a.out)[at]
+                       : ToFloat(static_cast<const T*>(a.out)[at]);
+  };
+  // Most threads have one output or none: what it is added to comes while sums are exchanged.
+  const int mine = threadIdx.x;
+  const bool adds = a.add && place_of(mine) >= 0;
+  const float before_mine = adds ? before(mine, place_of(mine)) : 0.0f;
   // The warps' sums: [warps][tiles][rows of activations][16], then squares [warps][8].
-  __syncthreads();
+  sync();
   float* const sums = reinterpret_cast<float*>(shared);
   constexpr int kTileSums = kColumns * 8 * kTileRows;
   constexpr int kSums = kTiles * kTileSums;  // of a warp
@@ -111,14 +131,13 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
     squares += __shfl_xor_sync(kAllLanes, squares, 2);
     if (lane % 4 == 0) all_squares[warp * 8 + lane / 4] = squares;
   }
-  __syncthreads();
-  const int outputs = a.gated ? 8 : kTileRows;  // of a tile
-  for (int i = threadIdx.x; i < a.rows * kTiles * outputs; i += blockDim.x) {
-    const int m = i / (kTiles * outputs);
-    const int t = i / outputs % kTiles;
+  sync();
+  for (int i = mine; i < a.rows * kTiles * outputs; i += warps * kWarp) {
+    const int64_t n = place_of(i);
+    if (n < 0) continue;
+    const int m = row_of(i);
+    const int t = tile_of(i);
     const int r = i % outputs;
-    const int64_t n = (first_tile + t) * outputs + r;
-    if (n >= (a.gated ? half : a.outputs)) continue;
     float scale = 1;
     if (kNorm) {
       float square = 0;
@@ -132,22 +151,29 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
     };
     float value = total(r, n);
     if (a.gated) value = Activate(a.activation, value) * total(r + 8, half + n);
+    if (a.add) value = (i == mine ? before_mine : before(i, n)) + value;
     const int64_t at = m * a.out_stride + n;
     if (a.float_out) {
-      float* out = static_cast<float*>(a.out) + at;
-      *out = a.add ? *out + value : value;
+      static_cast<float*>(a.out)[at] = value;
     } else {
-      T* out = static_cast<T*>(a.out) + at;
-      *out = FromFloat<T>(a.add ? ToFloat(*out) + value : value);
+      static_cast<T*>(a.out)[at] = FromFloat<T>(value);
     }
   }
+}
+
+// By all threads of a block that has kTiles tiles.
+template <class T, int kColumns, int kTiles, bool kNorm>
+__device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t first_tile,
+                            const float (&sum)[kTiles][kColumns][4], float squares) {
+  FinishTiles<T, kColumns, kTiles, kNorm>(a, shared, first_tile, kTiles, sum, squares,
+                                          blockDim.x / kWarp, [] { __syncthreads(); });
 }
 
 constexpr size_t SumsBytes(int warps, int tiles, int columns) {
   return size_t(warps) * (tiles * columns * 8 * kTileRows + 8) * sizeof(float);
 }
 
-inline int64_t TilesOf(const Arguments& a) {
+__host__ __device__ inline int64_t TilesOf(const Arguments& a) {
   return a.gated ? (a.outputs / 2 + 7) / 8 : (a.outputs + kTileRows - 1) / kTileRows;
 }
 
