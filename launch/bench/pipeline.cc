@@ -59,7 +59,9 @@ class Predictor {
             {"embedding_us", parts.embedding * 1e6},
             {"head_us", parts.head * 1e6},
             {"hop_us", hop.one_way * 1e6},
-            {"hop_busy_us", hop.busy * 1e6},
+            {"hop_send_us", hop.send * 1e6},
+            {"hop_receive_us", hop.receive * 1e6},
+            {"hop_receive_device_us", hop.receive_device * 1e6},
             {"answer_us", times_.answer * 1e6}};
   }
 

@@ -37,19 +37,25 @@ double PipelineSimulation::Launch(const SimulatedStep& step) {
       free_[r] = begin;
       continue;
     }
-    free_[r] = end + hop.busy;
+    free_[r] = end + hop.send;
+    // Whoever comes last decides: the message, the receiver's host, or its device.
     const bool ahead = setting_.last_receives_ahead && r + 2 == ranks;
-    const double receiver_free = ahead ? receiver_free_ : next_free;
-    begin = std::max(end + hop.one_way - hop.busy, receiver_free) + hop.busy;
+    begin = std::max(end + hop.one_way, (ahead ? receiver_free_ : next_free) + hop.receive);
     if (ahead) {
-      begin = std::max(begin, next_free);
+      begin = std::max(begin, next_free + hop.receive_device);
       receiver_free_ = step.samples ? begin + step.stage[r + 1] : begin;
     }
   }
   if (!setting_.devices_run_alone) host_free_ = std::max(host_free_, free_[0]);
-  answered_.push_back(free_[ranks - 1] + (ranks > 1 ? setting_.answer : 0.0));
-  left_flight_.push_back(setting_.devices_run_alone && !step.samples ? host_free_
-                                                                     : answered_.back());
+  const double way_back = ranks > 1 ? setting_.answer : 0.0;
+  answered_.push_back(free_[ranks - 1] + way_back);
+  double left = answered_.back();
+  if (!step.samples && setting_.devices_run_alone) {
+    left = host_free_;
+  } else if (!step.samples && setting_.last_receives_ahead) {
+    left = begin + way_back;
+  }
+  left_flight_.push_back(left);
   return answered_.back();
 }
 

@@ -4,9 +4,10 @@
 //
 // It does what the runtime does (runtime/pipeline/{coordinator,worker,stage}.cc,
 // runtime/transport): a rank runs steps in the order of their launch, one at a time; a hop takes
-// both ranks' time, in the order of their stages, so it is not hidden behind them; answers return
-// as bytes that wait for nobody; at most `depth` steps are in flight; a sequence's next token needs
-// the answer of its last. Thread: one. Times are seconds from the first launch that was possible.
+// both ranks' time, each its own, in the order of their stages, so it is not hidden behind them;
+// answers return as bytes that wait for nobody; at most `depth` steps are in flight; a sequence's
+// next token needs the answer of its last. Thread: one. Times are seconds from the first launch
+// that was possible.
 #pragma once
 
 #include <vector>
@@ -15,11 +16,15 @@ namespace keyline::bench {
 
 // A hidden state from a rank to the next.
 struct HopTime {
-  double one_way = 0;  // from the end of the sender's stage until the receiver has it
-  double busy = 0;     // of which each of the two is occupied, where they need not meet
+  double one_way = 0;  // from the end of the sender's stage until a receiver that waits has it
   // The receiver must be there before the transfer begins, and both are in it to the end (NCCL's
-  // messages on streams). Else the message waits for the receiver in host memory.
+  // messages on streams). Else the message waits for the receiver in host memory, and each of the
+  // two is occupied for a time of its own:
   bool together = false;
+  double send = 0;     // from the end of the sender's stage until it can do other work
+  double receive = 0;  // from when the receiver turns to a message that waits until it has it
+  // Of `receive`, what the receiver's device has to be free for; the rest its host does alone.
+  double receive_device = 0;
 };
 
 struct PipelineSetting {
@@ -31,8 +36,9 @@ struct PipelineSetting {
   // samples nothing is answered as soon as it is enqueued.
   bool devices_run_alone = false;
   // Devices work on their own, but messages go through host memory: the last rank's host takes the
-  // next one in while its device works, unless it waits for the token of a step. (The others wait
-  // for what they send.)
+  // next one in while its device works, unless it waits for the token of a step; a step that
+  // samples nothing is answered as soon as that host has enqueued it. (The others wait for what
+  // they send.)
   bool last_receives_ahead = false;
 };
 

@@ -18,8 +18,6 @@
 namespace keyline::bench {
 namespace {
 
-// Computing between messages, longer than any receiver spins before it sleeps.
-constexpr double kPause = 200e-6;
 constexpr int64_t kBytesOfRound = int64_t{64} << 20;
 
 // The stages that are measured: layers alone, few and many; many behind the embedding, and before
@@ -134,37 +132,25 @@ class Measurer {
   std::vector<PromptPiece> pieces_;
 };
 
-// Between ranks 0 and 1; both call it.
-absl::StatusOr<HopTime> MeasureHop(const Run& run, Communicator& comm, Stream& stream, DType type,
-                                   int rows, bool together) {
-  Device& device = stream.device();
-  ASSIGN_OR_RETURN(const Tensor state,
-                   Tensor::Allocate(device, type, {rows, run.opened.model->widths().hidden}));
+// Between ranks 0 and 1; both call it. What it returns is rank 0's to use.
+absl::StatusOr<HopTime> HopOf(const Run& run, Communicator& comm, Stream& stream, DType type,
+                              int rows) {
+  ASSIGN_OR_RETURN(const Tensor state, Tensor::Allocate(stream.device(), type,
+                                                        {rows, run.opened.model->widths().hidden}));
   const TensorView view = state.view();
-  const double pause = device.memory_is_host() ? kPause : 0;
   const int count = static_cast<int>(
       std::clamp<int64_t>(kBytesOfRound / static_cast<int64_t>(view.bytes()), 4, 50));
-  RETURN_IF_ERROR(PingPong(comm, stream, view, 2).status());  // connects
-  std::vector<double> one_way, busy;
-  for (int round = 0; round < run.args.repeat; ++round) {
-    ASSIGN_OR_RETURN(one_way.emplace_back(), PingPong(comm, stream, view, count, pause));
-    ASSIGN_OR_RETURN(busy.emplace_back(), OneWay(comm, stream, view, count));
-  }
-  HopTime hop{.one_way = std::max(Median(one_way), 0.0), .busy = 0, .together = together};
-  hop.busy = std::min(Median(busy), hop.one_way);
-  return hop;
+  return MeasureHop(comm, stream, view, count, run.args.repeat);
 }
 
 absl::Status MeasureHops(const Run& run, Communicator& comm, Device& device, DType type,
                          int piece_tokens, StageTimes& times) {
-  const bool together = times.transport == "nccl";
   const std::unique_ptr<Stream> stream = device.NewStream();  // NCCL's is one and the same
   for (size_t b = 0; b < run.args.batch.size(); ++b) {
-    ASSIGN_OR_RETURN(const HopTime hop,
-                     MeasureHop(run, comm, *stream, type, run.args.batch[b], together));
+    ASSIGN_OR_RETURN(const HopTime hop, HopOf(run, comm, *stream, type, run.args.batch[b]));
     if (comm.rank() == 0) times.decode[b].hop = hop;
   }
-  ASSIGN_OR_RETURN(times.piece_hop, MeasureHop(run, comm, *stream, type, piece_tokens, together));
+  ASSIGN_OR_RETURN(times.piece_hop, HopOf(run, comm, *stream, type, piece_tokens));
   constexpr size_t kAnswerBytes = 256;
   ASSIGN_OR_RETURN(times.answer, BytesPingPong(comm, kAnswerBytes, 50, kPause));
   return absl::OkStatus();

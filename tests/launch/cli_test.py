@@ -337,6 +337,9 @@ class Bench(unittest.TestCase):
                 predicted, = [other['value'] for other in rows if row['name'] == other['name'] + ' measured']
                 self.assertEqual(row['limit'], predicted)
                 self.assertAlmostEqual(row['error'], predicted / row['value'] - 1)
+        two = rows[-3]
+        self.assertGreater(two['hop_receive_us'], 0)
+        self.assertLessEqual(two['hop_send_us'], two['hop_us'])
         self.assertIn('without mpirun', run('bench', 'pipeline', '--model', LLAMA, ranks=2, code=3).stderr)
         self.assertIn('--depth', run('bench', 'pipeline', *flags, '--depth', '0,8', code=3).stderr)
 

@@ -37,7 +37,8 @@ TEST(PipelineSimulationTest, ARingOfMicroBatchesIsAsFastAsItsSlowestStage) {
 
 TEST(PipelineSimulationTest, TheNextTokenWaitsForTheAnswer) {
   const PipelineSetting setting{.ranks = 2, .depth = 2, .turnaround = 0.25, .answer = 0.5};
-  const SimulatedStep step{.stage = {1, 1}, .hop = {.one_way = 0.25, .busy = 0.125}};
+  const SimulatedStep step{.stage = {1, 1},
+                           .hop = {.one_way = 0.25, .send = 0.125, .receive = 0.125}};
   PipelineSimulation ring(setting);
   EXPECT_DOUBLE_EQ(ring.Launch(step), 0.25 + 1 + 0.25 + 1 + 0.5);
   SimulatedStep next = step;
@@ -57,15 +58,35 @@ TEST(PipelineSimulationTest, AnExtraMicroBatchHidesTheWayBack) {
 TEST(PipelineSimulationTest, AHopTakesBothRanksTime) {
   // The sender copies for 0.25 and goes on; the receiver copies for 0.25 when it comes to it.
   const PipelineSetting setting{.ranks = 2, .depth = 8};
-  const SimulatedStep step{.stage = {1, 1}, .hop = {.one_way = 0.5, .busy = 0.25}};
+  const SimulatedStep step{.stage = {1, 1}, .hop = {.one_way = 0.5, .send = 0.25, .receive = 0.25}};
   EXPECT_DOUBLE_EQ(PromptSeconds(setting, {step}), 2.5);
   EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(5, step)), 2.5 + 4 * 1.25);
 }
 
+TEST(PipelineSimulationTest, EachRankIsOccupiedForItsOwnPartOfAHop) {
+  const HopTime hop{.one_way = 1, .send = 0.25, .receive = 0.5};
+  const auto seconds = [&](const std::vector<double>& stage) {
+    return PromptSeconds({.ranks = static_cast<int>(stage.size()), .depth = 8},
+                         std::vector(5, SimulatedStep{.stage = stage, .hop = hop}));
+  };
+  EXPECT_DOUBLE_EQ(seconds({2, 1}), 5 * 2 + 4 * 0.25 + 1 + 1) << "the sender sends";
+  EXPECT_DOUBLE_EQ(seconds({1, 2}), 1 + 1 + 5 * 2 + 4 * 0.5) << "the receiver receives";
+  EXPECT_DOUBLE_EQ(seconds({1, 1, 1}), 3 + 2 * 1 + 4 * (1 + 0.25 + 0.5))
+      << "the one between does both";
+}
+
+TEST(PipelineSimulationTest, AMessageThatWaitedIsTakenInFaster) {
+  // 0.75 of the way is that a sleeping receiver wakes up; one that comes late need not.
+  const SimulatedStep step{.stage = {1, 3}, .hop = {.one_way = 1, .send = 0.125, .receive = 0.125}};
+  PipelineSimulation simulation({.ranks = 2, .depth = 8});
+  EXPECT_DOUBLE_EQ(simulation.Launch(step), 1 + 1 + 3);
+  EXPECT_DOUBLE_EQ(simulation.Launch(step), 5 + 0.125 + 3);
+}
+
 TEST(PipelineSimulationTest, AMeetingHoldsTheSenderUp) {
   const PipelineSetting setting{.ranks = 2, .depth = 8};
-  const HopTime mailbox{.one_way = 0.5, .busy = 0.5, .together = false};
-  const HopTime meeting{.one_way = 0.5, .busy = 0.5, .together = true};
+  const HopTime mailbox{.one_way = 0.5, .together = false, .send = 0.5, .receive = 0.5};
+  const HopTime meeting{.one_way = 0.5, .together = true};
   PipelineSimulation waits(setting), leaves(setting);
   for (int i = 0; i < 2; ++i) {
     waits.Launch({.stage = {1, 3}, .hop = meeting});
@@ -89,15 +110,34 @@ TEST(PipelineSimulationTest, ADeviceHidesItsHost) {
 
 TEST(PipelineSimulationTest, TheLastHostReceivesWhileItsDeviceWorks) {
   const SimulatedStep piece{
-      .stage = {1, 2}, .hop = {.one_way = 0.5, .busy = 0.25}, .after = -1, .samples = false};
+      .stage = {1, 2},
+      .hop = {.one_way = 0.75, .send = 0.25, .receive = 0.5, .receive_device = 0.125},
+      .after = -1,
+      .samples = false};
   PipelineSetting setting{.ranks = 2, .depth = 8};
-  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, piece)), 1.25 + 3 * 2.25);
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, piece)), 1.75 + 2 + 2 * 2.5);
   setting.last_receives_ahead = true;
-  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, piece)), 1.5 + 3 * 2.0);
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, piece)), 1.75 + 2 + 2 * 2.125);
   // A step that samples keeps the host until its token is there.
   SimulatedStep sampled = piece;
   sampled.samples = true;
-  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, sampled)), 1.25 + 3 * 2.25);
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, sampled)), 1.75 + 2 + 2 * 2.5);
+  // A host that takes longer than its device is what all wait for.
+  SimulatedStep slow = piece;
+  slow.hop.one_way = slow.hop.receive = 3;
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, slow)), 1 + 3 * 3 + 2);
+}
+
+TEST(PipelineSimulationTest, TheLastHostAnswersWhatItsDeviceHasYetToDo) {
+  const SimulatedStep piece{.stage = {1, 3}, .hop = {}, .after = -1, .samples = false};
+  PipelineSetting setting{.ranks = 2, .depth = 1, .turnaround = 0, .answer = 0.25};
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, piece)), 3 * 4.25);
+  setting.last_receives_ahead = true;
+  // The first rank is held up by the second's device, not by its answers: 1, and 3 for each piece.
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, piece)), 1 + 3 * 3 + 0.25);
+  SimulatedStep sampled = piece;
+  sampled.samples = true;
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, sampled)), 3 * 4.25);
 }
 
 TEST(PipelineSimulationTest, PiecesThatSampleNothingDoNotFillAPipelineOfDevices) {
