@@ -46,7 +46,7 @@ class Predictor {
       steps.push_back(
           {.stage = StagesOf(piece), .hop = times_.piece_hop, .after = -1, .samples = last});
     }
-    return PromptSeconds(Setting(times_.decode[0].turnaround, ranks_), steps);
+    return PromptSeconds(Setting(times_.piece_turnaround, ranks_), steps);
   }
 
   // The parts of a step, in microseconds.
@@ -160,6 +160,7 @@ absl::Status Predict(const Run& run, Predictor& predictor, const StageTimes& tim
     nlohmann::json more = predictor.Parts(times.piece.back(), times.piece_hop);
     more.update({{"prompt", run.args.prompt},
                  {"pieces", times.pieces.size()},
+                 {"turnaround_us", times.piece_turnaround * 1e6},
                  {"seconds", seconds},
                  {"speed_up", one / seconds}});
     run.report.Add({.name = name,

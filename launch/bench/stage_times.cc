@@ -8,6 +8,7 @@
 #include <span>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
 #include "launch/bench/engine_round.h"
 #include "launch/bench/hop_times.h"
@@ -35,7 +36,7 @@ class Measurer {
     pieces_ = CutPrompt(prefill_, run.args.prompt);
   }
 
-  // Seconds: for each kind a step of each batch, and but for the last kind each piece.
+  // Seconds: for each kind a step of each batch, and each piece; of the last kind, between pieces.
   absl::StatusOr<std::vector<double>> Measure(Communicator& comm, Device& device) {
     std::vector<double> all;
     for (int kind = 0; kind < kKinds; ++kind) {
@@ -61,6 +62,11 @@ class Measurer {
       }
       for (const std::vector<double>& round : rounds) all.push_back(Median(round));
     }
+    // The host's time is the same for any number of layers.
+    const ShardRange ends{.first_layer = 0, .layers = few_, .embedding = true, .head = true};
+    ASSIGN_OR_RETURN(const auto solo, SoloStage::Create(device, run_.opened, prefill_, ends));
+    RETURN_IF_ERROR(Meet(comm));
+    ASSIGN_OR_RETURN(all.emplace_back(), TurnaroundOfPieces(*solo));
     return all;
   }
 
@@ -88,6 +94,7 @@ class Measurer {
     }
     times.pieces = pieces_;
     for (size_t i = 0; i < pieces_.size(); ++i) times.piece.push_back(parts(batches + i));
+    times.piece_turnaround = all.back();
   }
 
   int most_tokens() const {
@@ -123,6 +130,25 @@ class Measurer {
     }
     rounds.erase(rounds.begin());
     return Median(rounds);
+  }
+
+  // From the end of a piece's stage to the begin of the next one's, by the stage's own account.
+  absl::StatusOr<double> TurnaroundOfPieces(SoloStage& solo) const {
+    Coordinator coordinator(solo.stage(), solo.communicator());
+    std::vector<double> turnarounds;
+    for (int round = 0; round <= run_.args.repeat; ++round) {
+      std::vector<Request> requests;
+      requests.push_back(RandomRequest(run_.opened.model->config().vocab_size, run_.args.prompt,
+                                       /*new_tokens=*/1, 100u + round));
+      int64_t end_ns = absl::GetCurrentTimeNanos();
+      const auto on_timing = [&](const pipeline::StageTiming& timing, uint64_t /*step*/) {
+        const auto between = static_cast<double>(timing.begin_ns() - end_ns);
+        if (round > 0) turnarounds.push_back(between * 1e-9);
+        end_ns = timing.end_ns();
+      };
+      RETURN_IF_ERROR(Serve(coordinator, std::move(requests), on_timing).status());
+    }
+    return std::max(Median(turnarounds), 0.0);
   }
 
   const Run& run_;

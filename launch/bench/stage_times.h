@@ -42,6 +42,7 @@ struct StageTimes {
   std::vector<DecodeTimes> decode;  // one a --batch
   std::vector<PromptPiece> pieces;  // of a prompt of --prompt tokens
   std::vector<PartTimes> piece;     // one a piece
+  double piece_turnaround = 0;      // PipelineSetting's, between pieces
   HopTime piece_hop;                // of the largest
 };
 
