@@ -36,7 +36,11 @@ class Predictor {
     return DecodeRate(Setting(times.turnaround, groups), groups, times.batch, std::move(step));
   }
 
-  double Prompt() const {
+  struct PromptTime {
+    double seconds;
+    double ideal;
+  };
+  PromptTime Prompt() const {
     std::vector<SimulatedStep> steps;
     for (size_t i = 0; i < times_.piece.size(); ++i) {
       // The head works for the last piece alone; what the others' stages differ by is noise.
@@ -46,7 +50,8 @@ class Predictor {
       steps.push_back(
           {.stage = StagesOf(piece), .hop = times_.piece_hop, .after = -1, .samples = last});
     }
-    return PromptSeconds(Setting(times_.piece_turnaround, ranks_), steps);
+    const PipelineSetting setting = Setting(times_.piece_turnaround, ranks_);
+    return {PromptSeconds(setting, steps), IdealPromptSeconds(setting, steps)};
   }
 
   // The parts of a step, in microseconds.
@@ -154,7 +159,7 @@ absl::Status Predict(const Run& run, Predictor& predictor, const StageTimes& tim
   double one = 0;
   for (const int ranks : counts) {
     RETURN_IF_ERROR(predictor.Plan(ranks, {.lanes = 1, .cache_length = run.args.prompt + 1}));
-    const double seconds = predictor.Prompt();
+    const auto [seconds, ideal] = predictor.Prompt();
     if (ranks == 1) one = seconds;
     const std::string name = absl::StrCat("prompt ", run.args.prompt, " N=", ranks);
     nlohmann::json more = predictor.Parts(times.piece.back(), times.piece_hop);
@@ -162,6 +167,7 @@ absl::Status Predict(const Run& run, Predictor& predictor, const StageTimes& tim
                  {"pieces", times.pieces.size()},
                  {"turnaround_us", times.piece_turnaround * 1e6},
                  {"seconds", seconds},
+                 {"ideal_seconds", ideal},
                  {"speed_up", one / seconds}});
     run.report.Add({.name = name,
                     .value = run.args.prompt / seconds,
@@ -169,7 +175,14 @@ absl::Status Predict(const Run& run, Predictor& predictor, const StageTimes& tim
                     .limit = ranks * run.args.prompt / one,
                     .limit_by = absl::StrCat(ranks, " times one rank"),
                     .more = std::move(more)});
-    if (ranks == here) AddMeasured(run, name, read, run.args.prompt / seconds, ranks);
+    if (ranks != here) continue;
+    AddMeasured(run, name, read, run.args.prompt / seconds, ranks);
+    run.report.Add({.name = absl::StrCat(name, " of the ideal"),
+                    .value = read,
+                    .unit = "tok/s",
+                    .limit = run.args.prompt / ideal,
+                    .limit_by = "stages that wait for hops alone",
+                    .more = {{"ranks", ranks}, {"of_ideal", read * ideal / run.args.prompt}}});
   }
   return absl::OkStatus();
 }

@@ -80,4 +80,11 @@ double PromptSeconds(const PipelineSetting& setting, const std::vector<Simulated
   return end;
 }
 
+double IdealPromptSeconds(PipelineSetting setting, const std::vector<SimulatedStep>& pieces) {
+  setting.depth = std::max(1, static_cast<int>(pieces.size()));
+  setting.turnaround = 0;
+  setting.answer = 0;
+  return PromptSeconds(setting, pieces);
+}
+
 }  // namespace keyline::bench

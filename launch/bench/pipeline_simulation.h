@@ -80,4 +80,8 @@ double DecodeRate(const PipelineSetting& setting, int groups, int batch, Simulat
 // Seconds from the launch of the first of `pieces` until the last one's token is there.
 double PromptSeconds(const PipelineSetting& setting, const std::vector<SimulatedStep>& pieces);
 
+// The same where no stage waits for a host or an answer: what filling the pipeline and its hops
+// leave.
+double IdealPromptSeconds(PipelineSetting setting, const std::vector<SimulatedStep>& pieces);
+
 }  // namespace keyline::bench

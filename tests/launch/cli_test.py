@@ -329,7 +329,7 @@ class Bench(unittest.TestCase):
         for b in (1, 2):
             names += [f'decode N=1, 1 x B={b}', f'decode N=2, 2 x B={b}', f'decode N=2, 2 x B={b} measured',
                       f'decode N=2, 3 x B={b}', f'decode N=3, 3 x B={b}', f'decode N=3, 4 x B={b}']
-        names += [f'prompt 48 N={n}' for n in ('1', '2', '2 measured', '3')]
+        names += [f'prompt 48 N={n}' for n in ('1', '2', '2 measured', '2 of the ideal', '3')]
         flags = ['--model', LLAMA, '--tokens', 8, '--prompt', 48, '--ranks', 2]
         rows = self.rows('pipeline', *flags, '--batch', '1,2', '--simulate', '3,64', names=names)
         for row in rows:
@@ -337,7 +337,12 @@ class Bench(unittest.TestCase):
                 predicted, = [other['value'] for other in rows if row['name'] == other['name'] + ' measured']
                 self.assertEqual(row['limit'], predicted)
                 self.assertAlmostEqual(row['error'], predicted / row['value'] - 1)
-        two = rows[-3]
+            if row['name'].startswith('prompt') and 'seconds' in row:
+                self.assertLessEqual(row['ideal_seconds'], row['seconds'])
+        two, measured, ideal = rows[-4:-1]
+        self.assertEqual(ideal['value'], measured['value'])
+        self.assertAlmostEqual(ideal['limit'], 48 / two['ideal_seconds'])
+        self.assertAlmostEqual(ideal['of_ideal'], ideal['value'] / ideal['limit'])
         self.assertGreater(two['hop_receive_us'], 0)
         self.assertLessEqual(two['hop_send_us'], two['hop_us'])
         self.assertIn('without mpirun', run('bench', 'pipeline', '--model', LLAMA, ranks=2, code=3).stderr)

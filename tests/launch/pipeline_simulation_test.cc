@@ -140,6 +140,17 @@ TEST(PipelineSimulationTest, TheLastHostAnswersWhatItsDeviceHasYetToDo) {
   EXPECT_DOUBLE_EQ(PromptSeconds(setting, std::vector(3, sampled)), 3 * 4.25);
 }
 
+TEST(PipelineSimulationTest, TheIdealWaitsForHopsAlone) {
+  const SimulatedStep step{.stage = {1, 1}, .hop = {.one_way = 0.5, .send = 0.25, .receive = 0.25}};
+  const PipelineSetting setting{.ranks = 2, .depth = 1, .turnaround = 0.5, .answer = 0.25};
+  const std::vector pieces(5, step);
+  EXPECT_DOUBLE_EQ(PromptSeconds(setting, pieces), 5 * (0.5 + 2.5 + 0.25));
+  EXPECT_DOUBLE_EQ(IdealPromptSeconds(setting, pieces), 2.5 + 4 * 1.25);
+  EXPECT_DOUBLE_EQ(IdealPromptSeconds({.ranks = 1, .depth = 1, .turnaround = 0.5},
+                                      std::vector(5, SimulatedStep{.stage = {2}, .hop = {}})),
+                   10);
+}
+
 TEST(PipelineSimulationTest, PiecesThatSampleNothingDoNotFillAPipelineOfDevices) {
   const SimulatedStep piece{.stage = {1, 1, 1}, .hop = {}, .after = -1, .samples = false};
   PipelineSetting setting{.ranks = 3, .depth = 1};
