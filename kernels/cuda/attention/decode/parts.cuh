@@ -44,18 +44,27 @@ struct MergedSums {
   float values;  // v
 };
 
-// By a warp; every thread gets them. m, l, v: of the head, [splits].
+// By a warp; every thread gets them. m, l, v: of the head, [splits]. The first 32 of each, all
+// that there are of 8,192 slots, come together: there is little else to do while one waits.
 __device__ inline MergedSums MergeSums(const float* m, const float* l, const float* v, int splits) {
   const int lane = threadIdx.x % kWarp;
-  float top = -INFINITY;
-  for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, m[s]);
+  float first_m = -INFINITY, first_l = 0, first_v = 0;
+  if (lane < splits) {
+    first_m = m[lane];
+    first_l = l[lane];
+    first_v = v[lane];
+  }
+  float top = first_m;
+  for (int s = lane + kWarp; s < splits; s += kWarp) top = fmaxf(top, m[s]);
   top = ReduceWarp(top, Maximum{});
   MergedSums sums = {top == -INFINITY ? 0.0f : top, 0, 0};
-  for (int s = lane; s < splits; s += kWarp) {
-    const float share = Exp2(m[s] - sums.base);
-    sums.length = fmaf(share, l[s], sums.length);
-    sums.values = fmaf(share, v[s], sums.values);
-  }
+  const auto add = [&](float of_m, float of_l, float of_v) {
+    const float share = Exp2(of_m - sums.base);
+    sums.length = fmaf(share, of_l, sums.length);
+    sums.values = fmaf(share, of_v, sums.values);
+  };
+  add(first_m, first_l, first_v);
+  for (int s = lane + kWarp; s < splits; s += kWarp) add(m[s], l[s], v[s]);
   sums.length = ReduceWarp(sums.length, Plus{});
   sums.values = ReduceWarp(sums.values, Plus{});
   return sums;
@@ -74,21 +83,41 @@ __device__ void MergeHead(float* sums, const AttentionArguments& a, const Attent
   const DecodeParts parts(a, chunk, t.kv_head);
   const size_t first = size_t(head) * SplitsOf(a.kv);
   const float* const m = parts.m + first;
-  const MergedSums merged = MergeSums(m, parts.l + first, parts.v + first, splits);
   const int dim = a.kv.head_dim;
   const int warp = threadIdx.x / kWarp;
-  for (int d = threadIdx.x % kWarp * 4; d < dim; d += kWarp * 4) {
+  const auto o_of = [&](int s, int d) {
+    return *reinterpret_cast<const float4*>(parts.o + (size_t(s) * a.group + head) * dim + d);
+  };
+  // Of the first splits o and m come while m, l and v of all are merged.
+  constexpr int kFirst = 8;
+  float4 first_o[kFirst];
+  float first_m[kFirst];
+  const int begin = threadIdx.x % kWarp * 4;
+#pragma unroll
+  for (int i = 0; i < kFirst; ++i) {
+    const int s = warp + i * kMergeWarps;
+    const bool there = s < splits && begin < dim;
+    first_o[i] = there ? o_of(s, begin) : make_float4(0, 0, 0, 0);
+    first_m[i] = there ? m[s] : -INFINITY;
+  }
+  const MergedSums merged = MergeSums(m, parts.l + first, parts.v + first, splits);
+  for (int d = begin; d < dim; d += kWarp * 4) {
     float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-    for (int s = warp; s < splits; s += kMergeWarps) {
-      const float share = Exp2(m[s] - merged.base);
-      const auto o =
-          *reinterpret_cast<const float4*>(parts.o + (size_t(s) * a.group + head) * dim + d);
+    const auto add = [&](float of_m, const float4& o) {
+      const float share = Exp2(of_m - merged.base);
       sum.x = fmaf(share, o.x, sum.x);
       sum.y = fmaf(share, o.y, sum.y);
       sum.z = fmaf(share, o.z, sum.z);
       sum.w = fmaf(share, o.w, sum.w);
+    };
+    int s = warp;
+    if (d == begin) {
+#pragma unroll
+      for (int i = 0; i < kFirst; ++i) add(first_m[i], first_o[i]);
+      s += kFirst * kMergeWarps;
     }
+#pragma unroll 8
+    for (; s < splits; s += kMergeWarps) add(m[s], o_of(s, d));
     *reinterpret_cast<float4*>(sums + warp * dim + d) = sum;
   }
   __syncthreads();
