@@ -245,7 +245,7 @@ void LaunchStreamed(Stream& s, const Arguments& a) {
 
 bool TakesStreamed(Stream& s, const Product& p) {
   // Of a smaller weight a multiprocessor has too little to stream: SmolLM2-135M was slower, with 27
-  // KiB at most, Llama-1B faster, with 64 KiB at least (H100, whole steps).
+  // KiB at most, Llama-1B faster, with 62 KiB at least (H100, whole steps).
   constexpr size_t kLeastBytes = 48 << 10;
   const size_t bytes = BytesOf(p.w.dtype, p.w.rows * PaddedCols(p.w.cols));
   return HasClusters(s) && TakesSkinny(p) && p.in.rows() <= skinny::kRows &&
