@@ -50,6 +50,7 @@ constexpr OpTable kCudaOps = {
     .move_slots = MoveSlots,
     .rotate_and_write = RotateAndWrite,
     .attention = Attention,
+    .place_decode = PlaceDecode,
     .attend_decode = AttendDecode,
     .add_scores = AddScores,
     .advance_lanes = AdvanceLanes,

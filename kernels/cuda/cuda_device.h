@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "kernels/device/device.h"
 
@@ -54,6 +55,9 @@ class CudaStream final : public Stream {
   // Whether the kernels that run are compiled for compute capability 9 or later, so that they know
   // clusters, and when to begin before their predecessor has ended.
   bool runs_sm90_code() const { return runs_sm90_code_; }
+  // The next launch that may begin before its predecessor has ended does not (launch.cuh).
+  void HoldNext() { holds_next_ = true; }
+  bool NextBeginsEarly() { return !std::exchange(holds_next_, false) && runs_sm90_code_; }
   // Whether the device runs what is compiled for sm_90a (compute capability 9.0).
   bool is_hopper() const { return is_hopper_; }
 
@@ -67,6 +71,7 @@ class CudaStream final : public Stream {
   int multiprocessors_ = 0;
   bool runs_sm90_code_ = false;
   bool is_hopper_ = false;
+  bool holds_next_ = false;
   // By Replay's key; null: has run once and is recorded next time.
   std::map<uint64_t, cudaGraphExec_t> graphs_;
   std::unique_ptr<GemmPlans> gemm_plans_;
@@ -119,8 +124,9 @@ inline cudaStream_t Native(Stream& stream) {
 inline int Multiprocessors(Stream& stream) {
   return static_cast<CudaStream&>(stream).multiprocessors();
 }
-inline bool LaunchesDependents(Stream& stream) {
-  return static_cast<CudaStream&>(stream).runs_sm90_code();
+inline void HoldNext(Stream& stream) { static_cast<CudaStream&>(stream).HoldNext(); }
+inline bool NextBeginsEarly(Stream& stream) {
+  return static_cast<CudaStream&>(stream).NextBeginsEarly();
 }
 inline bool HasClusters(Stream& stream) {
   return static_cast<CudaStream&>(stream).runs_sm90_code();

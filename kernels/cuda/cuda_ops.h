@@ -59,6 +59,8 @@ void MoveSlots(Stream& s, const KvMemory& kv, const SlotTable& table, const Plac
 void RotateAndWrite(Stream& s, const KvMemory& kv, const SlotTable& table,
                     const Placement& placement, TensorView qkv, const Batch& batch,
                     const AttentionSpec& spec);
+bool PlaceDecode(Stream& s, std::span<const PlacedCache> layers, const Batch& batch,
+                 std::span<const PolicyRule> policies);
 void AddScores(Stream& s, const SlotTable& table, const float* mass, const Batch& batch, int policy,
                const ScoreRule& rule);
 void AdvanceLanes(Stream& s, const SlotTable& table, const Batch& batch);

@@ -5,9 +5,10 @@
 //
 // Every kernel launched here must call WaitForPredecessor in all of its threads: the order is not
 // transitive, so one that did not wait would let its successor race its predecessor. Before the
-// wait a kernel may read only what nothing of the same pass writes: weights, the batch, the rules
-// of lanes, its own layer's cache as the pass before left it. A pass begins with a copy to the
-// device, and that waits for all there was.
+// wait a kernel may read only what nothing of the same pass writes but kernels that have ended
+// before others began (LaunchApart): weights, the batch, the rules of lanes, where tokens go, its
+// own layer's cache as the pass before left it. A pass begins with a copy to the device, and that
+// waits for all there was.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,25 +31,40 @@ __device__ inline void WaitForPredecessor() {
 }
 
 template <class... Parameters, class... Arguments>
-void LaunchDependent(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
-                     size_t shared_bytes, const Arguments&... arguments) {
+void Launch(Stream& s, bool early, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+            size_t shared_bytes, const Arguments&... arguments) {
   const cudaStream_t stream = Native(s);  // makes its device current
   constexpr size_t kSharedByDefault = 48 << 10;
   if (shared_bytes > kSharedByDefault) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)));
   }
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = LaunchesDependents(s) ? 1 : 0;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+template <class... Parameters, class... Arguments>
+void LaunchDependent(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                     size_t shared_bytes, const Arguments&... arguments) {
+  Launch(s, NextBeginsEarly(s), kernel, grid, threads, shared_bytes, arguments...);
+}
+
+// A kernel that begins when all before it has ended, and that the next one waits for whole: what it
+// leaves may be read before the wait by whatever is launched later. It need not wait itself.
+template <class... Parameters, class... Arguments>
+void LaunchApart(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                 size_t shared_bytes, const Arguments&... arguments) {
+  Launch(s, false, kernel, grid, threads, shared_bytes, arguments...);
+  HoldNext(s);
 }
 
 }  // namespace keyline::cuda

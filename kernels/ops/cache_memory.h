@@ -117,6 +117,13 @@ struct Placement {
   int32_t* moved_to = nullptr;
 };
 
+// A layer's cache, and where a pass puts its tokens.
+struct PlacedCache {
+  KvMemory kv;
+  SlotTable table;
+  Placement placement;
+};
+
 // How an H2O-like policy ranks and scores.
 struct ScoreRule {
   bool value_norms = false;  // mass weighted by the norms of the values

@@ -90,6 +90,19 @@ void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Bat
   Table(s).attention(s, out, mass, qkv, batch, kv, table, spec);
 }
 
+bool PlaceDecode(Stream& s, std::span<const PlacedCache> layers, const Batch& batch,
+                 std::span<const PolicyRule> policies) {
+  if (Table(s).place_decode == nullptr) return false;
+  CHECK_EQ(batch.max_chunk_tokens, 1);
+  for (const PlacedCache& layer : layers) {
+    CheckBatch(batch, layer.table);
+    CheckSameShape(layer.kv, layer.table);
+    CHECK_EQ(layer.kv.kv_heads, layers[0].kv.kv_heads);
+    CHECK(layer.placement.slots != nullptr);
+  }
+  return Table(s).place_decode(s, layers, batch, policies);
+}
+
 bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch, const KvMemory& kv,
                   const SlotTable& table, const Placement& placement, const AttentionSpec& spec,
                   std::span<const PolicyRule> policies) {

@@ -57,10 +57,18 @@ void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Bat
 void AddScores(Stream& s, const SlotTable& table, const float* mass, const Batch& batch, int policy,
                const ScoreRule& rule);
 
-// A whole pass, from the choice of slots to the advance of the lanes, for chunks of one token,
-// where the backend has kernels for that; false: nothing was done, and the operations above do it.
-// policies: by policy number. What it leaves in memory is theirs up to rounding, but for the k and
-// v of qkv and for mass, which it keeps to itself. REQUIRES: batch.max_chunk_tokens == 1.
+// The first part of a pass for chunks of one token, of any number of layers at once: every policy's
+// choice of slots, and the moves. It depends on what the pass before left alone, so it may come
+// before anything else of the pass. Where the backend has a kernel for that; false: nothing was
+// done, and the operations above do it. policies: of each of the layers, by policy number.
+// REQUIRES: batch.max_chunk_tokens == 1; layers have the same number of KV heads.
+bool PlaceDecode(Stream& s, std::span<const PlacedCache> layers, const Batch& batch,
+                 std::span<const PolicyRule> policies);
+
+// The rest of the pass of a layer, from the turn of q to the advance of the lanes, where the
+// backend has kernels for that; false: nothing was done, and the operations from RotateAndWrite on
+// do it. What it leaves in memory is theirs up to rounding, but for qkv, which it does not change,
+// and for mass, which it keeps to itself. REQUIRES: PlaceDecode has placed the batch's tokens.
 bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch, const KvMemory& kv,
                   const SlotTable& table, const Placement& placement, const AttentionSpec& spec,
                   std::span<const PolicyRule> policies);

@@ -43,7 +43,9 @@ struct OpTable {
                            TensorView qkv, const Batch&, const AttentionSpec&);
   void (*attention)(Stream&, TensorView out, float* mass, TensorView qkv, const Batch&,
                     const KvMemory&, const SlotTable&, const AttentionSpec&);
-  // May be null: a backend without.
+  // These two may be null: a backend without.
+  bool (*place_decode)(Stream&, std::span<const PlacedCache> layers, const Batch&,
+                       std::span<const PolicyRule> policies);
   bool (*attend_decode)(Stream&, TensorView out, TensorView qkv, const Batch&, const KvMemory&,
                         const SlotTable&, const Placement&, const AttentionSpec&,
                         std::span<const PolicyRule> policies);

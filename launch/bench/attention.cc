@@ -209,6 +209,7 @@ class Layers {
     }
     Set(*upload_, c_.batch, position_, c_.chunk, 0);
     const auto attend = [&] {
+      KvCache::PlaceAhead(*stream_, caches_, upload_->batch());
       for (const auto& cache : caches_) Attend(*cache, upload_->batch());
     };
     const double taken = one_.probe->Seconds(*stream_, [&] {

@@ -81,11 +81,14 @@ absl::StatusOr<Plan> MakePlan(const CacheConfig& config, const KvCacheShape& sha
   return plan;
 }
 
+// Arrays of a Placement.
+int PlacementArrays(const PolicyNeeds& needs) { return needs.moves ? 3 : 1; }
+
 size_t WorkspaceBytes(const PolicyNeeds& needs, const KvCacheShape& shape) {
   const size_t per_token = size_t(shape.max_tokens) * shape.kv_heads * sizeof(int32_t);
   const size_t per_slot =
       size_t(shape.lanes) * shape.kv_heads * PhysicalSlots(shape.length) * sizeof(float);
-  return per_token * (needs.moves ? 3 : 1) + (needs.scores ? per_slot : 0);
+  return per_token * PlacementArrays(needs) + (needs.scores ? per_slot : 0);
 }
 
 absl::StatusOr<std::shared_ptr<CacheWorkspace>> MakeWorkspace(Device& device,
@@ -132,7 +135,13 @@ SlotTable KvCache::State::table() const {
           .errors = errors.view().as<float>()};
 }
 
-Placement KvCache::State::placement() const {
+Placement KvCache::State::placement(const Batch& batch) const {
+  if (batch.max_chunk_tokens == 1) {
+    const TensorView arrays = decode_places.view();
+    return {.slots = arrays.row<int32_t>(0),
+            .moved_from = needs.moves ? arrays.row<int32_t>(1) : nullptr,
+            .moved_to = needs.moves ? arrays.row<int32_t>(2) : nullptr};
+  }
   return {.slots = workspace->slots.view().as<int32_t>(),
           .moved_from = workspace->moved_from.view().as<int32_t>(),
           .moved_to = workspace->moved_to.view().as<int32_t>()};
@@ -192,6 +201,9 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(Device& device, const C
   if (plan.needs.errors) {
     ASSIGN_OR_RETURN(state->errors, per_slot(DType::kF32));
   }
+  ASSIGN_OR_RETURN(state->decode_places,
+                   Tensor::Allocate(device, DType::kI32,
+                                    {PlacementArrays(plan.needs), shape.lanes * shape.kv_heads}));
   if (sibling != nullptr && sibling->state_->shape.kv_heads == shape.kv_heads &&
       LargeEnough(*sibling->state_->workspace, plan.needs, shape)) {
     state->workspace = sibling->state_->workspace;
@@ -215,8 +227,9 @@ absl::StatusOr<KvCacheBytes> KvCache::BytesFor(const CacheConfig& config,
   const int per_slot = 1 + plan.needs.scores + plan.needs.value_norms + plan.needs.errors;
   return KvCacheBytes{
       .per_lane = KvStorage::BytesPerLane(plan.formats, shape.kv_heads, shape.head_dim, slots) +
-                  size_t(shape.kv_heads) * slots * per_slot * sizeof(float) + sizeof(LaneRules) +
-                  sizeof(LaneProgress),
+                  size_t(shape.kv_heads) * slots * per_slot * sizeof(float) +
+                  size_t(shape.kv_heads) * PlacementArrays(plan.needs) * sizeof(int32_t) +
+                  sizeof(LaneRules) + sizeof(LaneProgress),
       .workspace = WorkspaceBytes(plan.needs, shape)};
 }
 
@@ -234,13 +247,22 @@ void KvCache::OpenLane(Stream& s, int lane, const LanePolicy& policy, int layer)
   ops::ClearLane(s, state.table(), lane);
 }
 
+void KvCache::PlaceAhead(Stream& s, std::span<const std::unique_ptr<KvCache>> layers,
+                         const Batch& batch) {
+  const auto records = [](const auto& layer) { return layer->state_->record; };
+  if (layers.empty() || batch.max_chunk_tokens != 1 || std::ranges::any_of(layers, records)) return;
+  std::vector<PlacedCache> caches;
+  for (const auto& layer : layers) caches.push_back(layer->state_->placed_cache(batch));
+  const bool placed = ops::PlaceDecode(s, caches, batch, layers[0]->state_->policy_rules);
+  for (const auto& layer : layers) layer->state_->placed = placed;
+}
+
 void KvCache::Attend(Stream& s, const Batch& batch, TensorView qkv, const AttentionSpec& spec,
                      TensorView out) {
   State& state = *state_;
   CHECK_LE(batch.tokens, state.shape.max_tokens);
-  const SlotTable table = state.table();
-  const KvMemory& kv = state.storage.memory();
-  const Placement placement = state.placement();
+  const PlacedCache cache = state.placed_cache(batch);
+  const auto& [kv, table, placement] = cache;
   float* mass = state.needs.scores ? state.workspace->mass.view().as<float>() : nullptr;
   const int policies = static_cast<int>(state.policies.size());
 
@@ -249,12 +271,15 @@ void KvCache::Attend(Stream& s, const Batch& batch, TensorView qkv, const Attent
     for (const Chunk& chunk : ReadChunks(s, batch)) before.push_back(SlotPositions(s, chunk.lane));
   }
 
-  const bool done =
-      batch.max_chunk_tokens == 1 &&
-      ops::AttendDecode(s, out, qkv, batch, kv, table, placement, spec, state.policy_rules);
-  if (!done) {
+  const std::vector<PolicyRule>& rules = state.policy_rules;
+  const bool placed =
+      std::exchange(state.placed, false) ||
+      (batch.max_chunk_tokens == 1 && ops::PlaceDecode(s, std::span(&cache, 1), batch, rules));
+  if (!placed) {
     for (int i = 0; i < policies; ++i) state.policies[i]->Place(s, placement, batch, table, i);
     if (state.needs.moves) ops::MoveSlots(s, kv, table, placement, batch);
+  }
+  if (!placed || !ops::AttendDecode(s, out, qkv, batch, kv, table, placement, spec, rules)) {
     ops::RotateAndWrite(s, kv, table, placement, qkv, batch, spec);
     ops::Attention(s, out, mass, qkv, batch, kv, table, spec);
     for (int i = 0; i < policies; ++i) state.policies[i]->Score(s, table, mass, batch, i);
@@ -313,7 +338,8 @@ size_t KvCache::device_bytes() const {
   const State& state = *state_;
   return state.storage.device_bytes() + state.rules.bytes() + state.progress.bytes() +
          state.slot_pos.bytes() + state.scores.bytes() + state.value_norms.bytes() +
-         state.errors.bytes() + (state.owns_workspace ? state.workspace->bytes() : 0);
+         state.errors.bytes() + state.decode_places.bytes() +
+         (state.owns_workspace ? state.workspace->bytes() : 0);
 }
 
 }  // namespace keyline

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -73,6 +74,14 @@ class KvCache {
   // what it holds afterwards is unspecified. out: [tokens, heads * head_dim].
   void Attend(Stream& s, const Batch& batch, TensorView qkv, const AttentionSpec& spec,
               TensorView out);
+
+  // For passes of chunks of one token: may be called ahead of the calls of Attend of one pass, and
+  // then does for all layers at once what each would begin with, the choice of slots, so that it
+  // does not stand between a layer's operations. Nothing on devices and for policies that have no
+  // such operation, for longer chunks, and while placements are recorded. `layers`: of one
+  // CacheConfig; each attends to this batch next, nothing else.
+  static void PlaceAhead(Stream& s, std::span<const std::unique_ptr<KvCache>> layers,
+                         const Batch& batch);
 
   // ---- Reading and keeping a lane; these wait for the stream ------------------------------------
 

@@ -14,7 +14,7 @@ namespace keyline {
 
 // Memory of one pass, of no meaning between passes: layers may share it.
 struct CacheWorkspace {
-  Tensor slots;       // int32 [tokens, kv_heads], as are the next two
+  Tensor slots;       // int32 [tokens, kv_heads], as are the next two; of passes of longer chunks
   Tensor moved_from;  // not allocated where no policy moves
   Tensor moved_to;
   Tensor mass;  // float32 [lanes, kv_heads, slots]; not allocated where no policy scores
@@ -38,6 +38,10 @@ struct KvCache::State {
   Tensor scores;
   Tensor value_norms;
   Tensor errors;
+  // Where chunks of one token go, int32 [1 or 3, lanes * kv_heads]: slots, and the moves where a
+  // policy moves. Not shared: all layers' are chosen before the first one attends.
+  Tensor decode_places;
+  bool placed = false;  // PlaceAhead has done so, for the next call of Attend
   std::shared_ptr<CacheWorkspace> workspace;
   bool owns_workspace = false;  // or a sibling's
   // Host copies of the rules: read by OpenLane's copies, which may run later.
@@ -46,7 +50,10 @@ struct KvCache::State {
   std::vector<ChunkPlacement> placements;
 
   SlotTable table() const;
-  Placement placement() const;
+  Placement placement(const Batch& batch) const;
+  PlacedCache placed_cache(const Batch& batch) const {
+    return {storage.memory(), table(), placement(batch)};
+  }
   // Number of the policy of this name, or -1.
   int PolicyNumber(const std::string& name) const;
   void SetRules(Stream& s, int lane, const LaneRules& rules);

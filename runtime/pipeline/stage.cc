@@ -326,10 +326,10 @@ void Stage::RunDecode(Pass& pass, Communicator& comm, Running& step) {
   Stream& s = *p_->stream;
   const int rows = pass.uploaded.sampled.count;
   const bool drawn = p_->shard.head && rows > 0 && rows <= kLogitRows;
-  const int layers = static_cast<int>(p_->caches.size());
   s.Replay(uint64_t(pass.batch().chunks) << 32 | uint64_t(rows), [&] {
+    KvCache::PlaceAhead(s, p_->caches, pass.batch());
     Embed(pass);
-    for (int i = 0; i < layers; ++i) {
+    for (int i = 0; i < p_->shard.layers; ++i) {
       const int layer = p_->shard.first_layer + i;
       comm.state()->Layer(layer);
       const LayerWeights weights = p_->layers->Acquire(s, layer);
@@ -339,7 +339,7 @@ void Stage::RunDecode(Pass& pass, Communicator& comm, Running& step) {
     }
     if (drawn) DrawRows(pass, 0, rows);
   });
-  for (int i = 0; i < layers; ++i) TraceLayer(i, pass, step.result);
+  for (int i = 0; i < p_->shard.layers; ++i) TraceLayer(i, pass, step.result);
   Finish(pass, drawn, comm, step);
 }
 

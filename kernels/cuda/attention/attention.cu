@@ -46,8 +46,6 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
           .parts = nullptr,
           .logits = nullptr,
           .chunk = batch.chunk,
-          .written = nullptr,
-          .moved_to = nullptr,
           .kv = kv,
           .rules = table.rules,
           .slot_pos = table.slot_pos,
@@ -89,18 +87,19 @@ bool HasMma(int head_dim) {
   return head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128 || head_dim == 256;
 }
 
-void LaunchDecode(Stream& s, const AttentionArguments& a, const Batch& batch) {
-  switch (a.kv.k_format) {
+void LaunchDecode(Stream& s, const DecodePass& p) {
+  const KvMemory& kv = p.attention.kv;
+  switch (kv.k_format) {
     case KvFormat::kBF16:
-      return LaunchDecodeOf<KvFormat::kBF16, KvFormat::kBF16>(s, a, batch);
+      return LaunchDecodeOf<KvFormat::kBF16, KvFormat::kBF16>(s, p);
     case KvFormat::kF16:
-      return LaunchDecodeOf<KvFormat::kF16, KvFormat::kF16>(s, a, batch);
+      return LaunchDecodeOf<KvFormat::kF16, KvFormat::kF16>(s, p);
     case KvFormat::kInt4:
-      return LaunchDecodeOf<KvFormat::kInt4, KvFormat::kInt4>(s, a, batch);
+      return LaunchDecodeOf<KvFormat::kInt4, KvFormat::kInt4>(s, p);
     case KvFormat::kInt8:
-      return a.kv.v_format == KvFormat::kInt4
-                 ? LaunchDecodeOf<KvFormat::kInt8, KvFormat::kInt4>(s, a, batch)
-                 : LaunchDecodeOf<KvFormat::kInt8, KvFormat::kInt8>(s, a, batch);
+      return kv.v_format == KvFormat::kInt4
+                 ? LaunchDecodeOf<KvFormat::kInt8, KvFormat::kInt4>(s, p)
+                 : LaunchDecodeOf<KvFormat::kInt8, KvFormat::kInt8>(s, p);
     case KvFormat::kF32:
       break;
   }
@@ -129,23 +128,16 @@ void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Bat
 bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch, const KvMemory& kv,
                   const SlotTable& table, const Placement& placement, const AttentionSpec& spec,
                   std::span<const PolicyRule> policies) {
-  // Rankings that look at all heads, or at all lanes, take more than a block a head.
-  const bool apart = std::none_of(policies.begin(), policies.end(), [](const PolicyRule& rule) {
-    return rule.by_score && (rule.score.errors || rule.score.shared);
-  });
-  if (!apart || policies.size() > kMostPolicies || !TakesMma(out, qkv, kv)) return false;
+  if (!PlacesAlone(policies) || !TakesMma(out, qkv, kv)) return false;
   DecodePass pass = {.attention = MakeArguments(out, qkv, batch, kv, table, spec),
                      .batch = batch,
+                     .whole = true,
                      .table = table,
                      .placement = placement,
-                     .spec = spec,
-                     .qkv = qkv.data,
-                     .policies = {}};
+                     .spec = spec};
   std::copy(policies.begin(), policies.end(), pass.policies);
   pass.attention.wants_mass = table.scores != nullptr;
   pass.attention.value_norms = table.value_norms;
-  pass.attention.written = placement.slots;
-  pass.attention.moved_to = placement.moved_to;
   Provide(s, pass.attention, batch, /*decode=*/true);
   if (qkv.dtype == DType::kF16) {
     RunDecodePass<__half>(s, pass);

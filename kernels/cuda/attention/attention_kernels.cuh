@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/cache/decode_policies.h"
 #include "kernels/device/device.h"
 #include "kernels/ops/batch.h"
 #include "kernels/ops/cache_memory.h"
@@ -14,7 +15,7 @@ namespace keyline::cuda {
 struct AttentionArguments {
   void* out;  // [tokens, heads * head_dim]
   int64_t out_stride;
-  const void* qkv;  // rotated queries in front
+  const void* qkv;  // queries in front; they have been turned, but for a whole DecodePass
   int64_t qkv_stride;
   DType dtype;      // of out and qkv
   bool wants_mass;  // mass is taken, or its logits and sums for whoever makes scores of them
@@ -23,11 +24,6 @@ struct AttentionArguments {
   float* parts;     // scratch of decode: decode/parts.cuh
   float* logits;    // scratch of decode with mass: [chunks, heads, slots]
   const Chunk* chunk;
-  // [tokens, kv_heads], of chunks of one token: the slots that the kernel before writes, besides
-  // which the cache is as the pass before left it, so that decode may read it early. Null: not
-  // known. moved_to may be null where written is not.
-  const int32_t* written;
-  const int32_t* moved_to;
   KvMemory kv;
   const LaneRules* rules;
   const int32_t* slot_pos;
@@ -82,18 +78,31 @@ void AttendMma(Stream& s, const AttentionArguments& a, const Batch& batch);
 // device, build, format or head size has none; then nothing was enqueued.
 template <class T>
 bool AttendWgmma(Stream& s, const AttentionArguments& a, const Batch& batch);
-struct DecodePass;
+
+// Attention of a batch's chunks of one token, or the whole pass (decode_pass.cuh) of a batch that
+// has no others.
+struct DecodePass {
+  AttentionArguments attention;
+  Batch batch;
+  // The tokens have their slots (PlaceDecode), but q has not been turned, nor k and v written: that
+  // comes with the attention. What follows is of such a pass alone.
+  bool whole = false;
+  SlotTable table = {};
+  Placement placement = {};
+  AttentionSpec spec = {};
+  PolicyRule policies[kMostPolicies] = {};
+};
 template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p);
 
 // decode/: chunks of one token, up to what it leaves to whoever merges it (decode/parts.cuh). One
 // for each pair of formats that a storage has.
 template <KvFormat kK, KvFormat kV>
-void LaunchDecodeOf(Stream& s, const AttentionArguments& a, const Batch& batch);
+void LaunchDecodeOf(Stream& s, const DecodePass& p);
 constexpr bool HasDecode(KvFormat k, KvFormat v) {
   return IsQuantized(k) ? v == KvFormat::kInt4 || v == k : v == k && k != KvFormat::kF32;
 }
-void LaunchDecode(Stream& s, const AttentionArguments& a, const Batch& batch);
+void LaunchDecode(Stream& s, const DecodePass& p);
 
 constexpr int kSplitSlots = 256;  // of a part
 __host__ __device__ constexpr int SplitsOfSlots(int slots) {

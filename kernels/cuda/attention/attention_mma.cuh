@@ -21,7 +21,7 @@ void AttendMmaOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
   const unsigned heads = a.kv.kv_heads;
   const unsigned chunks = batch.chunks;
   if (batch.max_chunk_tokens == 1 || batch.chunks > 1) {
-    LaunchDecode(s, a, batch);
+    LaunchDecode(s, {.attention = a, .batch = batch});
     LaunchDependent(s, MergeDecode<T>, MergeGrid(a, batch.chunks), kMergeThreads, MergeBytes(a), a);
   }
   if (batch.max_chunk_tokens == 1 || AttendWgmma<T>(s, a, batch)) return;
@@ -47,9 +47,7 @@ void AttendMma(Stream& s, const AttentionArguments& a, const Batch& batch) {
 template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p) {
   const AttentionArguments& a = p.attention;
-  LaunchDependent(s, PrepareDecode<T>, dim3(a.kv.kv_heads, p.batch.chunks), kPrepareThreads,
-                  kPrepareWarps * p.spec.head_dim * sizeof(float), p);
-  LaunchDecode(s, a, p.batch);
+  LaunchDecode(s, p);
   LaunchDependent(s, FinishDecode<T>, MergeGrid(a, p.batch.chunks), kMergeThreads, MergeBytes(a),
                   p);
 }

@@ -69,6 +69,15 @@ __device__ void LoadHead(float* x, const T* from, int dim) {
   __syncwarp();
 }
 
+// The L2 norm, in every thread of the warp.
+__device__ inline float NormOf(const float* x, int dim) {
+  double squares = 0;
+  for (int i = threadIdx.x % kWarp; i < dim; i += kWarp) {
+    squares += static_cast<double>(x[i]) * x[i];
+  }
+  return static_cast<float>(sqrt(ReduceWarp(squares, Plus())));
+}
+
 // x: working memory of the warp, [head_dim].
 template <class T>
 __device__ void RotateQuery(float* x, T* q, const AttentionSpec& spec, int32_t position) {
@@ -96,10 +105,8 @@ __device__ void WriteKv(float* x, const T* row, const KvMemory& kv, const SlotTa
 
   const size_t at = (size_t(lane) * table.kv_heads + head) * table.slots + slot;
   if (table.value_norms != nullptr) {
-    double squares = 0;
-    for (int j = thread; j < dim; j += kWarp) squares += static_cast<double>(x[j]) * x[j];
-    squares = ReduceWarp(squares, Plus());
-    if (thread == 0) table.value_norms[at] = static_cast<float>(sqrt(squares));
+    const float norm = NormOf(x, dim);
+    if (thread == 0) table.value_norms[at] = norm;
   }
   if (thread == 0) {
     table.slot_pos[at] = position;

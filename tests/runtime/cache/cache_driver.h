@@ -54,6 +54,7 @@ class CacheDriver {
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<KvCache> cache_;
   std::vector<int> positions_;
+  int passes_ = 0;
 };
 
 // The oracle of a lane with these rules.

@@ -41,7 +41,8 @@ void PrintTo(const TableCase& c, std::ostream* out) {
 // Lane 0 is full and scored, lane 1 full and not scored, lane 2 fills up, lane 3 has another
 // policy, lane 4 is as lane 0.
 struct HostTable {
-  explicit HostTable(const TableCase& c) : c(c), random(c.length + c.tokens) {
+  // single: all chunks are of one token.
+  explicit HostTable(const TableCase& c, bool single = false) : c(c), random(c.length + c.tokens) {
     for (int lane = 0; lane < kLanes; ++lane) {
       LaneRules lane_rules;
       lane_rules.policy = lane == 3 ? 0 : kPolicy;
@@ -80,7 +81,7 @@ struct HostTable {
       }
     }
     for (int lane : {4, 3, 0, 2, 1}) {
-      const int n = lane == 2 ? std::max(1, c.length / 4) : c.tokens;
+      const int n = single ? 1 : lane == 2 ? std::max(1, c.length / 4) : c.tokens;
       chunks.push_back({.lane = lane,
                         .first_token = batch.tokens,
                         .tokens = n,
@@ -153,24 +154,54 @@ class Side {
     return out;
   }
 
-  // Unpacks made-up bytes into all slots of every lane, carries out the moves of `Place`, and packs
-  // the lanes again: their bytes, then positions and the bits of scores, norms and errors.
-  std::vector<uint8_t> Move(const StorageFormats& formats, int head_dim) {
-    const KvStorage storage = *KvStorage::Create(bench_.device(), formats, kLanes, host_.c.heads,
-                                                 head_dim, host_.c.slots());
+  // K and V of made-up bytes in all slots of every lane.
+  KvStorage Store(const StorageFormats& formats, int head_dim) {
+    KvStorage storage = *KvStorage::Create(bench_.device(), formats, kLanes, host_.c.heads,
+                                           head_dim, host_.c.slots());
     const KvMemory& kv = storage.memory();
     const size_t bytes = ops::PackedLaneBytes(kv, host_.c.slots());
     std::mt19937 random(5);
-    std::vector<uint8_t> out;
     for (int lane = 0; lane < kLanes; ++lane) {
       std::vector<uint8_t> packed(bytes);
       for (uint8_t& b : packed) b = static_cast<uint8_t>(random());
       ops::UnpackLane(bench_.stream(), kv, lane, host_.c.slots(),
                       reinterpret_cast<const std::byte*>(bench_.Array(packed)));
     }
+    bench_.stream().Synchronize();
+    return storage;
+  }
+
+  // The operations of a pass that put tokens into their places, one by one.
+  void PlaceAndMove(const KvMemory& kv) {
     ops::PlaceByScore(bench_.stream(), placement_, batch_, table_, kPolicy, host_.c.rule);
     ops::PlaceInRing(bench_.stream(), placement_, batch_, table_, 0);  // of lane 3: no moves
     ops::MoveSlots(bench_.stream(), kv, table_, placement_, batch_);
+  }
+
+  // The same of all these layers in one operation.
+  bool PlaceDecode(std::vector<PlacedCache> layers) {
+    const PolicyRule policies[] = {{}, {.by_score = true, .score = host_.c.rule}};
+    const bool done = ops::PlaceDecode(bench_.stream(), layers, batch_, policies);
+    bench_.stream().Synchronize();
+    return done;
+  }
+  PlacedCache Layer(const KvMemory& kv) const { return {kv, table_, placement_}; }
+
+  // Where the tokens go, and the moves, -1 twice for none.
+  std::vector<int32_t> Places() {
+    std::vector<int32_t> out = bench_.Read(placement_.slots, pairs());
+    const std::vector<int32_t> from = bench_.Read(placement_.moved_from, pairs());
+    const std::vector<int32_t> to = bench_.Read(placement_.moved_to, pairs());
+    for (size_t i = 0; i < pairs(); ++i) {
+      out.insert(out.end(), {from[i], from[i] < 0 ? -1 : to[i]});
+    }
+    return out;
+  }
+
+  // The lanes' bytes, then positions and the bits of scores, norms and errors.
+  std::vector<uint8_t> Contents(const KvMemory& kv) {
+    const size_t bytes = ops::PackedLaneBytes(kv, host_.c.slots());
+    std::vector<uint8_t> out;
     for (int lane = 0; lane < kLanes; ++lane) {
       auto* packed = bench_.Array(std::vector<uint8_t>(bytes));
       ops::PackLane(bench_.stream(), reinterpret_cast<std::byte*>(packed), kv, lane,
@@ -224,7 +255,34 @@ TEST_P(PlaceSlots, MovesCarryEverything) {
         std::pair{StorageFormats{KvFormat::kInt4, KvFormat::kInt8}, 80},
         std::pair{StorageFormats{KvFormat::kInt8, KvFormat::kF16}, 31}}) {
     Side cpu(DefaultCpu(), host), other(device, host);
-    EXPECT_EQ(other.Move(formats, dim), cpu.Move(formats, dim)) << dim;
+    const KvStorage of_cpu = cpu.Store(formats, dim), of_other = other.Store(formats, dim);
+    cpu.PlaceAndMove(of_cpu.memory());
+    other.PlaceAndMove(of_other.memory());
+    EXPECT_EQ(other.Contents(of_other.memory()), cpu.Contents(of_cpu.memory())) << dim;
+  }
+}
+
+TEST_P(PlaceSlots, LayersOfOneTokenChunksTogetherAsOneByOne) {
+  const auto& [c, device] = GetParam();
+  const StorageFormats formats{KvFormat::kInt8, KvFormat::kInt4};
+  constexpr int kDim = 48;
+  TableCase ring = c;  // the other layer
+  ring.grace = c.grace > 0 ? 0 : c.length / 3;
+  ring.normalize = !c.normalize;
+  const HostTable host(c, /*single=*/true), host_ring(ring, /*single=*/true);
+  Side first(device, host), second(device, host_ring);
+  const KvStorage of_first = first.Store(formats, kDim), of_second = second.Store(formats, kDim);
+  const bool done =
+      first.PlaceDecode({first.Layer(of_first.memory()), second.Layer(of_second.memory())});
+  EXPECT_EQ(done, !c.rule.errors && !c.rule.shared);
+  if (!done) return;
+  for (const auto& [table, side, storage] :
+       {std::tuple{&host, &first, &of_first}, std::tuple{&host_ring, &second, &of_second}}) {
+    Side cpu(DefaultCpu(), *table);
+    const KvStorage of_cpu = cpu.Store(formats, kDim);
+    cpu.PlaceAndMove(of_cpu.memory());
+    EXPECT_EQ(side->Places(), cpu.Places());
+    EXPECT_TRUE(side->Contents(storage->memory()) == cpu.Contents(of_cpu.memory()));
   }
 }
 

@@ -4,13 +4,17 @@
 // kDecodeWarps-th portion, which it reads into a ring of its own in shared memory, kPortions - 1
 // portions ahead, across items: no warp waits for another, and the memory never waits for a warp.
 // At an item's end the warps' sums are merged into a part (parts.cuh); a second kernel merges parts
-// and turns logits into mass. Everything below is by one warp but where it says otherwise.
+// and turns logits into mass. In a whole pass the block also turns the queries of its items, and
+// the warp that reads the token's slot makes its row (token.cuh), writes it to the cache and puts
+// it where it has read the slot already. Everything below is by one warp but where it says
+// otherwise.
 #pragma once
 
 #include <algorithm>
 
 #include "kernels/cuda/attention/decode/keys.cuh"
 #include "kernels/cuda/attention/decode/parts.cuh"
+#include "kernels/cuda/attention/decode/token.cuh"
 #include "kernels/cuda/attention/decode/values.cuh"
 #include "kernels/cuda/attention/decode/work.cuh"
 #include "kernels/cuda/attention/head_dims.cuh"
@@ -31,9 +35,10 @@ struct DecodeShared {
   static constexpr int kPortions = 3 * kDecodeWarps * OnePortion::kBytes <= kRoom ? 3 : 2;
   static constexpr int kRing = kPortions * OnePortion::kBytes;  // of a warp
   static constexpr int kBytes = kDecodeWarps * kRing;
-  // Blocks for which a multiprocessor of compute capability 9.0 has shared memory; more than three
-  // would leave each too few registers.
-  static constexpr int kBlocks = std::min((228 << 10) / (kBytes + 1024), 3);
+  // Blocks for which a multiprocessor of compute capability 9.0 has shared memory; more than three,
+  // or four of small heads of whole numbers, would leave each too few registers.
+  static constexpr int kMostBlocks = kDim <= 64 && !IsQuantized(kK) ? 4 : 3;
+  static constexpr int kBlocks = std::min((228 << 10) / (kBytes + 1024), kMostBlocks);
   // A warp's sums lie where its last portion was: of each of kDecodeHeads heads o, m, l and v. The
   // pitch keeps lanes that write the same element of different heads apart.
   static constexpr int kMergePitch = kDim + 4;
@@ -41,6 +46,8 @@ struct DecodeShared {
   // Portions of an item that a warp takes.
   static constexpr int kTurns = kSplitSlots / (kDecodeWarps * OnePortion::kSlots);
   static_assert(kTurns * kDecodeWarps * OnePortion::kSlots == kSplitSlots);
+  // What is on its way when a unit begins is of its first item.
+  static_assert(kPortions - 1 <= kTurns);
 };
 
 // m, l and v of flash attention of this lane's two heads: m of all lanes with these heads, l and v
@@ -158,27 +165,21 @@ __device__ void MergeWarps(const float* sums, int stride, const AttentionArgumen
   }
 }
 
-// Whether the kernel before has written one of the slots [first, first + count) of the task's
-// (lane, KV head).
-__device__ inline bool WasWritten(const AttentionArguments& a, const AttentionTask& t, int first,
-                                  int count) {
-  const int64_t at = int64_t{t.chunk.first_token} * a.kv.kv_heads + t.kv_head;
-  const auto within = [&](int slot) { return slot >= first && slot < first + count; };
-  return within(a.written[at]) || (a.moved_to != nullptr && within(a.moved_to[at]));
-}
-
 // Grid: as many blocks as fit the device at once.
 template <KvFormat kK, KvFormat kV, int kDim>
 __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kBlocks)
-    AttendDecode(const AttentionArguments a, const DecodeUnits units) {
+    AttendDecode(const DecodePass p, const DecodeUnits units) {
   using Shared = DecodeShared<kK, kV, kDim>;
   using OnePortion = typename Shared::OnePortion;
+  using Token = DecodeToken<kK, kV, kDim>;
   constexpr int kPortions = Shared::kPortions;
   extern __shared__ __align__(16) std::byte shared[];
   LetSuccessorBegin();
+  const AttentionArguments& a = p.attention;
   int items = 0;
   DecodeWalk walk(a, units, items);
-  if (a.written == nullptr || items == 0) WaitForPredecessor();
+  // The kernels before a pass that is not whole may have written any slot.
+  if (!p.whole || items == 0) WaitForPredecessor();
   if (items == 0) return;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -192,18 +193,17 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
   int ahead_items = items;
   int ahead_turn = 0;
   int ahead_at = 0;  // in the ring
-  const auto fill_from = [&](const DecodeWalk& of, int first, int place) {
-    const AttentionTask& t = of.task();
-    const size_t head = t.slot_pos - a.slot_pos;
-    OnePortion::Fill(ring + place * OnePortion::kBytes,
-                     HeadOf(a.kv.k, kK, a.kv, t.chunk.lane, t.kv_head),
-                     HeadOf(a.kv.v, kV, a.kv, t.chunk.lane, t.kv_head), t.slot_pos,
-                     a.value_norms == nullptr ? nullptr : a.value_norms + head, first, t.used);
-  };
   const auto fill = [&] {
     if (ahead_items > 0) {
       const int first = first_of(ahead, ahead_turn);
-      if (first < ahead.task().used) fill_from(ahead, first, ahead_at);
+      const AttentionTask& t = ahead.task();
+      if (first < t.used) {
+        const size_t head = t.slot_pos - a.slot_pos;
+        OnePortion::Fill(ring + ahead_at * OnePortion::kBytes,
+                         HeadOf(a.kv.k, kK, a.kv, t.chunk.lane, t.kv_head),
+                         HeadOf(a.kv.v, kV, a.kv, t.chunk.lane, t.kv_head), t.slot_pos,
+                         a.value_norms == nullptr ? nullptr : a.value_norms + head, first, t.used);
+      }
       if (++ahead_turn == Shared::kTurns) {
         ahead_turn = 0;
         if (--ahead_items > 0) ahead.Next();
@@ -214,33 +214,56 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
   };
 #pragma unroll
   for (int i = 0; i < kPortions - 1; ++i) fill();
-  if (a.written != nullptr) {
-    // Of these portions the predecessor has changed a slot or two: what has come of them may be
-    // old.
-    WaitForPredecessor();
-    DecodeWalk again = walk;
-    for (int i = 0, turn = 0, left = items; i < kPortions - 1 && left > 0; ++i) {
-      const AttentionTask& t = again.task();
-      const int first = first_of(again, turn);
-      if (first < t.used && WasWritten(a, t, first, OnePortion::kSlots)) {
-        WaitForCopies<0>();
-        fill_from(again, first, i);
-        CommitCopies();
-        WaitForCopies<0>();
-      }
-      if (++turn == Shared::kTurns) {
-        turn = 0;
-        if (--left > 0) again.Next();
-      }
-    }
-  }
+  if (p.whole) WaitForPredecessor();
 
   Keys<kK, kDim> keys;
   Values<kV, kDim> values;
   int at = 0;  // in the ring
+  // By all warps: what the items of a unit share, of which this block has `left` here and behind.
+  const auto enter_unit = [&](int left) {
+    const AttentionTask& t = walk.task();
+    DecodeQueries queries = {static_cast<const uint16_t*>(a.qkv) +
+                                 t.chunk.first_token * a.qkv_stride +
+                                 size_t(t.kv_head * a.group + walk.first_row()) * kDim,
+                             kDim, min(kDecodeHeads, a.group - walk.first_row())};
+    int slot = 0;              // the token's
+    int item = 0;              // that has it, counted from this one
+    int portion = 0;           // of the item's
+    std::byte* row = nullptr;  // what the slot gets, where one of these items has it
+    if (p.whole) {
+      slot = p.placement.slots[int64_t{t.chunk.first_token} * a.kv.kv_heads + t.kv_head];
+      item = slot / kSplitSlots - walk.split();
+      portion = slot % kSplitSlots / OnePortion::kSlots;
+      // The places of the rings that are filled next are nobody's now.
+      std::byte* const spare = shared + ahead_at * OnePortion::kBytes;
+      if (item >= 0 && item < min(walk.splits_left(), left)) {
+        row = spare + portion % kDecodeWarps * Shared::kRing;
+      }
+      Token::Make(p, t, walk.first_row(), queries.rows, spare + warp * Shared::kRing, spare, row);
+      __syncthreads();
+      queries.first = spare + Token::kQueries;
+      queries.pitch = Token::kPitch;
+    }
+    keys.Load(queries, a.dtype);
+    __syncthreads();  // the first warp may fill its place again
+    if (row == nullptr || warp != portion % kDecodeWarps) return;
+    // Blocks with other query heads of the same KV head write the same bytes.
+    Token::Write(p, t, slot, row);
+    const int turn = portion / kDecodeWarps;
+    if (item == 0 && turn < kPortions - 1) {
+      // It has read the slot as it was, or something in between.
+      WaitForCopies<0>();
+      __syncwarp();
+      Token::Put(ring + (at + turn) % kPortions * OnePortion::kBytes, slot % OnePortion::kSlots,
+                 t.chunk.first_position, row);
+    } else {
+      __threadfence();  // copies read past L1
+    }
+    __syncwarp();
+  };
   for (int i = 0; i < items; ++i) {
     const AttentionTask& t = walk.task();
-    if (i == 0 || walk.split() == 0) keys.Load(a, t, walk.first_row());
+    if (i == 0 || walk.split() == 0) enter_unit(items - i);
     const int position = t.chunk.first_position;
     const DecodeItem item = {.position = position,
                              .lowest = LowestSeen(a, position),
@@ -328,15 +351,17 @@ int BlocksAtOnce(Stream& s, Kernel* kernel, int threads, int shared_bytes) {
 }
 
 template <KvFormat kK, KvFormat kV>
-void LaunchDecodeOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
+void LaunchDecodeOf(Stream& s, const DecodePass& p) {
+  const AttentionArguments& a = p.attention;
   DispatchHeadDim(a.kv.head_dim, [&](auto dim) {
     using Shared = DecodeShared<kK, kV, dim.value>;
     const auto kernel = AttendDecode<kK, kV, dim.value>;
-    const DecodeUnits units(a, batch);
-    const int64_t items = int64_t{batch.chunks} * a.kv.kv_heads * units.row_tiles * SplitsOf(a.kv);
+    const DecodeUnits units(a, p.batch);
+    const int64_t items =
+        int64_t{p.batch.chunks} * a.kv.kv_heads * units.row_tiles * SplitsOf(a.kv);
     const int blocks = BlocksAtOnce(s, kernel, kDecodeThreads, Shared::kBytes);
     LaunchDependent(s, kernel, dim3(std::min<int64_t>(items, blocks)), kDecodeThreads,
-                    Shared::kBytes, a, units);
+                    Shared::kBytes, p, units);
   });
 }
 

@@ -2,7 +2,6 @@
 
 namespace keyline::cuda {
 
-template void LaunchDecodeOf<KvFormat::kF16, KvFormat::kF16>(Stream&, const AttentionArguments&,
-                                                             const Batch&);
+template void LaunchDecodeOf<KvFormat::kF16, KvFormat::kF16>(Stream&, const DecodePass&);
 
 }  // namespace keyline::cuda

@@ -2,7 +2,6 @@
 
 namespace keyline::cuda {
 
-template void LaunchDecodeOf<KvFormat::kInt8, KvFormat::kInt8>(Stream&, const AttentionArguments&,
-                                                               const Batch&);
+template void LaunchDecodeOf<KvFormat::kInt8, KvFormat::kInt8>(Stream&, const DecodePass&);
 
 }  // namespace keyline::cuda

@@ -16,10 +16,12 @@ namespace keyline::cuda {
 
 constexpr int kDecodeHeads = 8;
 
-// Where a query head's vector begins. row: of the group, counted from the KV head's first.
-__device__ inline size_t QueryAt(const AttentionArguments& a, const AttentionTask& t, int row) {
-  return t.chunk.first_token * a.qkv_stride + size_t(t.kv_head * a.group + row) * a.kv.head_dim;
-}
+// Turned queries of up to kDecodeHeads heads, in device or shared memory.
+struct DecodeQueries {
+  const void* first;  // of the activations' type; each at a multiple of 8 bytes
+  int pitch;          // from one to the next, elements
+  int rows;
+};
 
 // K as it is, of the type of q.
 template <KvFormat kFormat, int kDim>
@@ -31,12 +33,10 @@ class Keys {
  public:
   static constexpr int kTiles = 1;  // of 16 slots, at a time
 
-  // Query heads [first_row, ...) of the group.
-  __device__ void Load(const AttentionArguments& a, const AttentionTask& t, int first_row) {
+  __device__ void Load(const DecodeQueries& q, DType /*dtype*/) {
     const int lane = threadIdx.x % kWarp;
-    const int row = first_row + lane / 4;
-    const bool mine = row < a.group;
-    const T* from = static_cast<const T*>(a.qkv) + QueryAt(a, t, mine ? row : 0) + lane % 4 * 2;
+    const bool mine = lane / 4 < q.rows;
+    const T* from = static_cast<const T*>(q.first) + (mine ? lane / 4 : 0) * q.pitch + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i) {
 #pragma unroll
@@ -77,24 +77,22 @@ class CodedKeys {
  public:
   static constexpr int kTiles = 2;
 
-  __device__ void Load(const AttentionArguments& a, const AttentionTask& t, int first_row) {
+  __device__ void Load(const DecodeQueries& queries, DType dtype) {
     const int lane = threadIdx.x % kWarp;
-    const int row = first_row + lane / 4;
-    const bool mine = row < a.group;
-    const size_t from = QueryAt(a, t, mine ? row : 0);
+    const bool mine = lane / 4 < queries.rows;
+    const uint16_t* from =
+        static_cast<const uint16_t*>(queries.first) + (mine ? lane / 4 : 0) * queries.pitch;
     float q[kOperands][4];
     float largest = 0;
 #pragma unroll
     for (int i = 0; i < kOperands; ++i) {
       const int first = FirstOf(i);
       const uint2 four =
-          mine && first >= 0
-              ? *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(a.qkv) + from + first)
-              : make_uint2(0, 0);
+          mine && first >= 0 ? *reinterpret_cast<const uint2*>(from + first) : make_uint2(0, 0);
       const uint32_t bits[4] = {four.x & 0xffff, four.x >> 16, four.y & 0xffff, four.y >> 16};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        q[i][j] = a.dtype == DType::kBF16
+        q[i][j] = dtype == DType::kBF16
                       ? __uint_as_float(bits[j] << 16)
                       : ToFloat(__ushort_as_half(static_cast<unsigned short>(bits[j])));
         largest = fmaxf(largest, fabsf(q[i][j]));

@@ -73,6 +73,8 @@ class DecodeWalk {
   __device__ const AttentionTask& task() const { return task_; }
   __device__ int chunk() const { return chunk_; }
   __device__ int split() const { return split_; }
+  // That this one and those behind it of the unit are.
+  __device__ int splits_left() const { return splits_ - split_; }
   __device__ int first_slot() const { return split_ * kSplitSlots; }
   // Of the group.
   __device__ int first_row() const { return unit_ % units_.row_tiles * kDecodeHeads; }
