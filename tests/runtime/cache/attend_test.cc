@@ -187,6 +187,70 @@ INSTANTIATE_TEST_SUITE_P(cuda, AttendTogether,
                                           testing::Values("plain", "int8", "int4", "k8v4"),
                                           testing::ValuesIn(CudasUnderTest())));
 
+class AttendCrowd
+    : public testing::TestWithParam<std::tuple<Shape, std::string, std::string, DeviceUnderTest>> {
+ protected:
+  void SetUp() override { SKIP_UNLESS_OPENS(std::get<3>(GetParam())); }
+};
+
+// More work in a pass of single tokens than a GPU has room for at once: what a lane gets does not
+// depend on how it is dealt out, to the bit.
+TEST_P(AttendCrowd, EachLaneAsAlone) {
+  const auto& [heads, storage, policy, under_test] = GetParam();
+  const auto device = under_test.Open();
+  const AttentionSpec spec = PlainSpec(heads.heads, heads.kv_heads, heads.head_dim);
+  const KvCacheShape shape{.lanes = 64,
+                           .kv_heads = heads.kv_heads,
+                           .head_dim = heads.head_dim,
+                           .length = 400,
+                           .max_tokens = 400,
+                           .plain = under_test.activations};
+  CacheConfig config;
+  config.storage = storage;
+  config.policy.policy = policy;
+  if (policy != "last_recent") config.policy.grace = 11;
+  CacheDriver together(*device, config, shape, spec, under_test.activations);
+  CacheDriver alone(*device, config, shape, spec, under_test.activations);
+  std::vector<Feed> feeds;
+  for (int lane = 0; lane < shape.lanes; ++lane) {
+    const int filled = std::min(200 + 4 * lane, shape.length);
+    const Feed first{.lane = lane, .tokens = filled, .stream = 90u + lane};
+    for (CacheDriver* driver : {&together, &alone}) {
+      driver->Open(lane, config.policy);
+      driver->Run(first);
+    }
+    feeds.push_back({.lane = lane, .tokens = 1, .stream = first.stream});
+  }
+  for (int pass = 0; pass < 6; ++pass) {
+    const std::vector<std::vector<float>> got = together.Run(feeds);
+    for (const Feed& feed : feeds) {
+      ASSERT_EQ(got[feed.lane], alone.Run(feed)) << "lane " << feed.lane << ", pass " << pass;
+    }
+  }
+  for (int lane = 0; lane < shape.lanes; ++lane) {
+    EXPECT_EQ(together.cache().SlotPositions(together.stream(), lane),
+              alone.cache().SlotPositions(alone.stream(), lane));
+  }
+}
+
+std::vector<std::tuple<Shape, std::string, std::string, DeviceUnderTest>> CudaCrowds() {
+  std::vector<std::tuple<Shape, std::string, std::string, DeviceUnderTest>> cases;
+  for (const DeviceUnderTest& device : CudasUnderTest()) {
+    if (device.activations == DType::kF32) continue;
+    for (const char* policy : {"last_recent", "h2o_vnorm"}) {
+      for (const char* storage : {"plain", "int8", "k8v4"}) {
+        cases.emplace_back(Shape{16, 8, 64}, storage, policy, device);
+      }
+      for (const char* storage : {"plain", "int4"}) {
+        cases.emplace_back(Shape{34, 2, 64}, storage, policy, device);
+      }
+    }
+  }
+  return cases;
+}
+INSTANTIATE_TEST_SUITE_P(cuda, AttendCrowd, testing::ValuesIn(CudaCrowds()));
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AttendCrowd);
+
 struct Masks {
   int window;
   float softcap;
