@@ -74,8 +74,8 @@ size_t NormedBytes(const Product& p) {
   return p.norm_weight != nullptr ? RoundUp(BytesOf(p.in.dtype, p.in.rows() * p.in.cols())) : 0;
 }
 
-ScratchPlan PlanOf(const Product& p) {
-  if (TakesSkinny(p)) return {};
+ScratchPlan PlanOf(Stream& s, const Product& p) {
+  if (TakesSkinny(s, p)) return {};
   const int64_t rows = p.in.rows();
   if (p.w.dtype == DType::kF32 && rows <= kSmallRows) return {};
   return {.normed = NormedBytes(p),
@@ -95,7 +95,7 @@ Product Normed(Stream& s, Product p, std::byte* scratch) {
 // says.
 void MultiplyPlain(Stream& s, Product p, std::byte* scratch) {
   CHECK(p.in.dtype == p.w.dtype) << Name(p.in.dtype) << " rows, " << Name(p.w.dtype) << " weights";
-  if (TakesSkinny(p)) return SkinnyProduct(s, p);
+  if (TakesSkinny(s, p)) return SkinnyProduct(s, p);
   const int64_t rows = p.in.rows();
   if (p.w.dtype == DType::kF32 && rows <= kSmallRows) return SmallProduct(s, p);
 
@@ -103,7 +103,7 @@ void MultiplyPlain(Stream& s, Product p, std::byte* scratch) {
   const DType sums_type = SumsType(p);
   if (p.norm_weight != nullptr) {
     p = Normed(s, p, scratch);
-    if (TakesSkinny(p)) return SkinnyProduct(s, p);
+    if (TakesSkinny(s, p)) return SkinnyProduct(s, p);
   }
   if (rows <= kSmallRows) return SmallProduct(s, p);
   if (!Finishes(p)) return LargeProduct(s, p.out, p.in, p.w, p.add);
@@ -160,7 +160,7 @@ void MultiplyDequantized(Stream& s, Product p) {
   const size_t biases = gathers ? RoundUp(most * halves * sizeof(float)) : 0;
   Product of_piece = PieceOf(p, 0, most);
   of_piece.norm_weight = nullptr;
-  const ScratchPlan plan = PlanOf(of_piece);
+  const ScratchPlan plan = PlanOf(s, of_piece);
   auto* scratch = static_cast<std::byte*>(Scratch(s, normed + weights + biases + plan.sums));
   if (p.norm_weight != nullptr) p = Normed(s, p, scratch);
   std::byte* const piece_weights = scratch + normed;
@@ -206,7 +206,7 @@ void MultiplyPacked(Stream& s, const Product& p) {
 
 void Multiply(Stream& s, const Product& p) {
   if (IsPacked(p.w.dtype)) return MultiplyPacked(s, p);
-  const ScratchPlan plan = PlanOf(p);
+  const ScratchPlan plan = PlanOf(s, p);
   const size_t bytes = plan.normed + plan.sums;
   MultiplyPlain(s, p, bytes == 0 ? nullptr : static_cast<std::byte*>(Scratch(s, bytes)));
 }

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) PackedKernel(const Argument
   Loads next;
   next.Load(a, 0, blocks, warps);
   float sum[1][kColumns][4] = {};  // of one tile
-  float squares = 0;               // of column lane / 4, as far as this lane meets it
+  float squares[kColumns] = {};    // of column lane / 4, as far as this lane meets it
   constexpr uint32_t kOne = CodesAs<T>::kOnes;
   const uint32_t ones[4] = {kOne, kOne, kOne, kOne};
   for (int begin = 0; begin < blocks; begin += kTilesAhead) {
@@ -163,7 +163,7 @@ __global__ void DequantizeKernel(T* out, const Tile* tiles, int64_t first, int64
 }  // namespace
 
 bool TakesPacked(const Product& p) {
-  return skinny::TakesRows(p) && (!p.gated || p.w.rows / 2 % kPackedRows == 0);
+  return skinny::TakesRows(p, skinny::kNormedRows) && (!p.gated || p.w.rows / 2 % kPackedRows == 0);
 }
 
 void PackedProduct(Stream& s, const Product& p) {

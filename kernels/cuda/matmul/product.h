@@ -32,18 +32,19 @@ struct Product {
 // depend on the others.
 void SmallProduct(Stream& s, const Product& product);
 
-// skinny/skinny_matmul.cu: the same on tensor cores, for bf16 and f16; a norm of up to 8 rows only. Takes
-// rows that begin at multiples of 16 bytes.
-bool TakesSkinny(const Product& product);
+// skinny/skinny_matmul.cu: the same on tensor cores, for bf16 and f16, of up to kSkinnyRows rows; a
+// norm of so many only where TakesStreamed, of up to 8 elsewhere. Takes rows that begin at
+// multiples of 16 bytes.
+bool TakesSkinny(Stream& s, const Product& product);
 void SkinnyProduct(Stream& s, const Product& product);
 
-// skinny/streamed_matmul.cu: what TakesSkinny, of up to 8 rows, where the device has compute
-// capability 9.0 or later.
+// skinny/streamed_matmul.cu: the same, where the device has compute capability 9.0 or later and the
+// weight is large enough.
 bool TakesStreamed(Stream& s, const Product& product);
 void StreamedProduct(Stream& s, const Product& product);
 
-// packed_matmul.cu: the same with packed weights, bf16 or f16 activations; what it is gated by
-// comes in whole tiles.
+// packed_matmul.cu: what SmallProduct does, on tensor cores with packed weights and bf16 or f16
+// activations, of up to kSkinnyRows rows, 8 with a norm; what it is gated by comes in whole tiles.
 bool TakesPacked(const Product& product);
 void PackedProduct(Stream& s, const Product& product);
 

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) SkinnyKernel(const Argument
   Loads next;
   next.Load(a, 0, blocks, warps);
   float sum[kTiles][kColumns][4] = {};
-  float squares = 0;  // of column lane / 4, as far as this lane meets it
+  float squares[kColumns] = {};  // of column lane / 4, as far as this lane meets it
   for (int begin = 0; begin < blocks; begin += kGroup) {
     Loads now = next;
     next.Load(a, begin + kGroup, blocks, warps);
@@ -155,10 +155,12 @@ void Launch(Stream& s, const Arguments& a) {
 }  // namespace
 }  // namespace skinny
 
-bool TakesSkinny(const Product& p) { return IsFloat(p.w.dtype) && skinny::TakesRows(p); }
+bool TakesSkinny(Stream& s, const Product& p) {
+  return TakesStreamed(s, p) || (IsFloat(p.w.dtype) && skinny::TakesRows(p, skinny::kNormedRows));
+}
 
 void SkinnyProduct(Stream& s, const Product& p) {
-  CHECK(TakesSkinny(p));
+  CHECK(TakesSkinny(s, p));
   if (TakesStreamed(s, p)) return StreamedProduct(s, p);
   const Arguments a = ArgumentsOf(p);
   if (p.w.dtype == DType::kBF16) {

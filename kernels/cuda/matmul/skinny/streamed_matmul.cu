@@ -1,14 +1,17 @@
-// Products of up to 8 rows on tensor cores, in bf16 or f16, on GPUs of compute capability 9.0 and
+// Products of up to 32 rows on tensor cores, in bf16 or f16, on GPUs of compute capability 9.0 and
 // later: the weights stream through every multiprocessor without a pause. Limit: bytes of the
 // weight over read bandwidth.
 //
-// One block a multiprocessor has consecutive tiles of the weight (tiles.cuh), two at a time, which
-// share the activations that they are multiplied with. Its weights run through a ring of most of
-// the shared memory: what is on its way bridges the ends of tiles, and the start of this kernel,
+// One block a multiprocessor has consecutive tiles of the weight (tiles.cuh), a few at a time,
+// which share the activations that they are multiplied with. Its weights run through a ring of most
+// of the shared memory: what is on its way bridges the ends of tiles, and the start of this kernel,
 // since weights depend on nobody and begin to come before the predecessor has ended. Eight warps
 // multiply: of each stage of the ring, kInputs inputs of a tile, a warp has 64. Two warps fill the
 // ring, in turn, because one alone issues copies more slowly than the memory answers. A last one
 // fills another ring with activations.
+//
+// What many rows cost is the activations, which come from the L2 cache again for every group of
+// tiles: for each byte of weights rows / (16 * tiles) of theirs.
 //
 // One kernel for several products, whose blocks wait for each other in between and whose ring never
 // pauses, was built too: on an H200 it was no faster than this.
@@ -21,12 +24,10 @@ namespace keyline::cuda {
 namespace skinny {
 namespace {
 
-constexpr int kRows = 8;  // of activations
 constexpr int kMultiplyWarps = 8;
 constexpr int kWeightWarps = 2;
 constexpr int kActivationWarp = kMultiplyWarps + kWeightWarps;
 constexpr int kThreads = (kActivationWarp + 1) * kWarp;
-constexpr int kTilesTogether = 2;
 constexpr int kMultiplySync = 1;  // named barrier of the warps that multiply
 
 constexpr int kInputs = kMultiplyWarps * kBlock;  // of a stage
@@ -34,57 +35,92 @@ constexpr int kInputs = kMultiplyWarps * kBlock;  // of a stage
 // read together, of two rows, meet different banks.
 constexpr int kPitch = kInputs * 2 + 64;
 
+// What a block has, by the tiles of 8 rows of activations. More weights on their way than the
+// memory's latency asks for were no faster (measured on an H200: 6 stages 0.98 of 9 at 8 rows, 10
+// the same). A block takes a group's sums apart where all at once would not leave room for them.
+template <int kColumns>
+struct Sizes;
+template <>
+struct Sizes<1> {
+  static constexpr int kTilesTogether = 2, kTilesAtOnce = 2;
+  static constexpr int kWeightStages = 9, kActivationStages = 4;
+};
+template <>
+struct Sizes<2> {
+  static constexpr int kTilesTogether = 4, kTilesAtOnce = 1;
+  static constexpr int kWeightStages = 9, kActivationStages = 3;
+};
+template <>
+struct Sizes<4> {
+  static constexpr int kTilesTogether = 4, kTilesAtOnce = 1;
+  static constexpr int kWeightStages = 8, kActivationStages = 2;
+};
+
 struct WeightStage {
   unsigned char rows[kTileRows * kPitch];
 };
+template <int kRows>
 struct ActivationStage {
   unsigned char rows[kRows * kPitch];
   float scale[kInputs];  // weights of the norm
 };
 
-// More weights on their way than the memory's latency asks for were no faster (measured on an H200:
-// 6 stages 0.98 of this at 8 rows, 10 the same).
-constexpr int kWeightStages = 9;
-constexpr int kActivationStages = 4;
+template <int kColumns>
+struct Shared : Sizes<kColumns> {
+  using Sizes<kColumns>::kWeightStages, Sizes<kColumns>::kActivationStages;
+  static constexpr int kRows = kColumns * 8;  // of activations
 
-struct Shared {
   WeightStage weights[kWeightStages];
-  ActivationStage activations[kActivationStages];
-  alignas(16) unsigned char sums[SumsBytes(kMultiplyWarps, kTilesTogether, 1)];
+  ActivationStage<kRows> activations[kActivationStages];
+  alignas(
+      16) unsigned char sums[SumsBytes(kMultiplyWarps, Sizes<kColumns>::kTilesAtOnce, kColumns)];
   Barrier weights_full[kWeightStages], weights_free[kWeightStages];
   Barrier activations_full[kActivationStages], activations_free[kActivationStages];
 };
+constexpr size_t kSharedOfBlock = 227 << 10;  // at most
+static_assert(sizeof(Shared<1>) <= kSharedOfBlock && sizeof(Shared<2>) <= kSharedOfBlock &&
+              sizeof(Shared<4>) <= kSharedOfBlock);
 
 #if __CUDA_ARCH__ >= 900
 
-// The block's tiles, in the order that all its warps go by: groups of kTilesTogether, and of each
-// group the stages.
+// The block's tiles, in the order that all its warps go by: groups of kTilesTogether at most, as
+// even as they come, and of each group the stages.
 struct Walk {
-  int64_t first, end;  // tiles
-  int stages;          // of a tile
+  int64_t first;  // tile
+  int groups;
+  int stages;  // of a tile
 
-  __device__ explicit Walk(const Arguments& a) {
+  __device__ Walk(const Arguments& a, int tiles_together) {
     const int64_t tiles = TilesOf(a);
     first = tiles * blockIdx.x / gridDim.x;
-    end = tiles * (blockIdx.x + 1) / gridDim.x;
+    const auto mine = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x - first);
+    groups = (mine + tiles_together - 1) / tiles_together;
+    fewer_ = mine / groups;
+    longer_ = mine % groups;
     stages = static_cast<int>((a.padded + kInputs - 1) / kInputs);
   }
-  __device__ int tiles_from(int64_t tile) const {
-    return static_cast<int>(min(end - tile, int64_t{kTilesTogether}));
-  }
+  __device__ int tiles_of(int group) const { return fewer_ + (group < longer_ ? 1 : 0); }
+
+ private:
+  int fewer_;   // tiles of most groups
+  int longer_;  // first groups, which have one more
 };
 
 // By one of the warps that fill the ring, number `mine`.
-__device__ inline void FillWeights(const Arguments& a, Shared& shared, int mine) {
+template <int kColumns>
+__device__ void FillWeights(const Arguments& a, Shared<kColumns>& shared, int mine) {
+  constexpr int kWeightStages = Shared<kColumns>::kWeightStages;
   const int lane = threadIdx.x % kWarp;
   const int64_t half = a.gated ? a.outputs / 2 : 0;
-  const Walk walk(a);
+  const Walk walk(a, Shared<kColumns>::kTilesTogether);
   int number = 0;
-  for (int64_t first = walk.first; first < walk.end; first += kTilesTogether) {
+  int64_t first = walk.first;
+  for (int group = 0; group < walk.groups; first += walk.tiles_of(group), ++group) {
+    const int tiles = walk.tiles_of(group);
     for (int i = 0; i < walk.stages; ++i) {
       const int64_t at = int64_t{i} * kInputs;
       const auto bytes = static_cast<uint32_t>(min(a.padded - at, int64_t{kInputs}) * 2);
-      for (int t = 0; t < walk.tiles_from(first); ++t, ++number) {
+      for (int t = 0; t < tiles; ++t, ++number) {
         if (number % kWeightWarps != mine) continue;
         const int stage = number % kWeightStages;
         if (number >= kWeightStages) shared.weights_free[stage].Wait(number / kWeightStages - 1);
@@ -104,19 +140,21 @@ __device__ inline void FillWeights(const Arguments& a, Shared& shared, int mine)
   }
 }
 
-template <bool kNorm>
-__device__ void FillActivations(const Arguments& a, Shared& shared) {
+template <int kColumns, bool kNorm>
+__device__ void FillActivations(const Arguments& a, Shared<kColumns>& shared) {
+  constexpr int kActivationStages = Shared<kColumns>::kActivationStages;
+  constexpr int kScaleLane = Shared<kColumns>::kRows % kWarp;  // as few other copies as there are
   const int lane = threadIdx.x % kWarp;
-  const Walk walk(a);
+  const Walk walk(a, Shared<kColumns>::kTilesTogether);
   int number = 0;
-  for (int64_t first = walk.first; first < walk.end; first += kTilesTogether) {
+  for (int group = 0; group < walk.groups; ++group) {
     for (int i = 0; i < walk.stages; ++i, ++number) {
       const int64_t at = int64_t{i} * kInputs;
       const auto inputs = static_cast<uint32_t>(min(a.cols - at, int64_t{kInputs}));
       const int stage = number % kActivationStages;
       if (number >= kActivationStages)
         shared.activations_free[stage].Wait(number / kActivationStages - 1);
-      ActivationStage& to = shared.activations[stage];
+      auto& to = shared.activations[stage];
       Barrier& full = shared.activations_full[stage];
       if (lane == 0) full.ArriveExpecting(inputs * (a.rows * 2 + (kNorm ? 4 : 0)));
       __syncwarp();
@@ -124,39 +162,48 @@ __device__ void FillActivations(const Arguments& a, Shared& shared) {
         CopyBulk(to.rows + lane * kPitch,
                  static_cast<const unsigned char*>(a.in) + (lane * a.in_stride + at) * 2,
                  inputs * 2, full);
-      } else if (kNorm && lane == kRows) {
+      }
+      if (kNorm && lane == kScaleLane) {
         CopyBulk(to.scale, a.norm_weight + at, inputs * 4, full);
       }
     }
   }
 }
 
-template <class T, bool kNorm>
-__device__ void MultiplyTiles(const Arguments& a, Shared& shared) {
+template <class T, int kColumns, bool kNorm>
+__device__ void MultiplyTiles(const Arguments& a, Shared<kColumns>& shared) {
+  constexpr int kTilesTogether = Shared<kColumns>::kTilesTogether;
+  constexpr int kWeightStages = Shared<kColumns>::kWeightStages;
+  constexpr int kActivationStages = Shared<kColumns>::kActivationStages;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const Walk walk(a);
+  const Walk walk(a, kTilesTogether);
   int activations = 0;  // stages that have been met
   int weights = 0;
-  for (int64_t tile = walk.first; tile < walk.end; tile += kTilesTogether) {
-    const int tiles = walk.tiles_from(tile);
-    float sum[kTilesTogether][1][4] = {};
-    float squares = 0;  // of column lane / 4, as far as this lane meets it
+  int64_t tile = walk.first;
+  for (int group = 0; group < walk.groups; tile += walk.tiles_of(group), ++group) {
+    const int tiles = walk.tiles_of(group);
+    float sum[kTilesTogether][kColumns][4] = {};
+    float squares[kColumns] = {};  // of column lane / 4, as far as this lane meets it
     for (int i = 0; i < walk.stages; ++i) {
-      Activations<T, 1, kNorm> x;
+      Activations<T, kColumns, kNorm> x;
       {
         const int stage = activations % kActivationStages;
         shared.activations_full[stage].Wait(activations / kActivationStages);
         ++activations;
-        const ActivationStage& from = shared.activations[stage];
+        const auto& from = shared.activations[stage];
 #pragma unroll
         for (int h = 0; h < kStepsOfBlock; ++h) {
           const int in_stage = warp * kBlock + h * kStep + lane % 4 * 8;
           const bool inside = i * kInputs + in_stage < a.cols;
-          x.x[0][h][0] = make_uint4(0, 0, 0, 0);
-          if (inside && lane / 4 < a.rows) {
-            x.x[0][h][0] =
-                *reinterpret_cast<const uint4*>(from.rows + lane / 4 * kPitch + in_stage * 2);
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            const int row = c * 8 + lane / 4;
+            x.x[0][h][c] = make_uint4(0, 0, 0, 0);
+            if (inside && row < a.rows) {
+              x.x[0][h][c] =
+                  *reinterpret_cast<const uint4*>(from.rows + row * kPitch + in_stage * 2);
+            }
           }
           if (kNorm) {
             x.scale[0][h][0] = x.scale[0][h][1] = make_float4(0, 0, 0, 0);
@@ -188,16 +235,19 @@ __device__ void MultiplyTiles(const Arguments& a, Shared& shared) {
             const uint4 lower = *reinterpret_cast<const uint4*>(rows + 8 * kPitch + h * kStep * 2);
             const uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y};
             const uint32_t high[4] = {upper.z, lower.z, upper.w, lower.w};
-            const uint4& by = x.x[0][h][0];
-            MultiplyAdd<T>(sum[t][0], low, by.x, by.y);
-            MultiplyAdd<T>(sum[t][0], high, by.z, by.w);
+#pragma unroll
+            for (int c = 0; c < kColumns; ++c) {
+              const uint4& by = x.x[0][h][c];
+              MultiplyAdd<T>(sum[t][c], low, by.x, by.y);
+              MultiplyAdd<T>(sum[t][c], high, by.z, by.w);
+            }
           }
         }
         __syncwarp();
         if (lane == 0) shared.weights_free[stage].Arrive();
       }
     }
-    FinishTiles<T, 1, kTilesTogether, kNorm>(
+    FinishTiles<T, kColumns, kTilesTogether, kNorm, Shared<kColumns>::kTilesAtOnce>(
         a, shared.sums, tile, tiles, sum, squares, kMultiplyWarps,
         [] { SyncThreads(kMultiplySync, kMultiplyWarps * kWarp); });
   }
@@ -206,19 +256,19 @@ __device__ void MultiplyTiles(const Arguments& a, Shared& shared) {
 #endif
 
 // Grid: as many blocks as there are tiles or multiprocessors.
-template <class T, bool kNorm>
-__global__ void __launch_bounds__(kThreads) StreamedKernel(const Arguments a) {
+template <class T, int kColumns, bool kNorm>
+__global__ void __launch_bounds__(kThreads, 1) StreamedKernel(const Arguments a) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char memory[];
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  auto& shared = *reinterpret_cast<Shared<kColumns>*>(memory);
   LetSuccessorBegin();
   const int warp = threadIdx.x / kWarp;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kWeightStages; ++i) {
+    for (int i = 0; i < shared.kWeightStages; ++i) {
       shared.weights_full[i].Init(1);
       shared.weights_free[i].Init(kMultiplyWarps);
     }
-    for (int i = 0; i < kActivationStages; ++i) {
+    for (int i = 0; i < shared.kActivationStages; ++i) {
       shared.activations_full[i].Init(1);
       shared.activations_free[i].Init(kMultiplyWarps);
     }
@@ -228,16 +278,24 @@ __global__ void __launch_bounds__(kThreads) StreamedKernel(const Arguments a) {
   const bool fills_weights = warp >= kMultiplyWarps && warp < kActivationWarp;
   if (fills_weights) FillWeights(a, shared, warp - kMultiplyWarps);
   WaitForPredecessor();
-  if (warp == kActivationWarp) FillActivations<kNorm>(a, shared);
-  if (warp < kMultiplyWarps) MultiplyTiles<T, kNorm>(a, shared);
+  if (warp == kActivationWarp) FillActivations<kColumns, kNorm>(a, shared);
+  if (warp < kMultiplyWarps) MultiplyTiles<T, kColumns, kNorm>(a, shared);
 #endif
+}
+
+template <class T, int kColumns, bool kNorm>
+void LaunchColumns(Stream& s, const Arguments& a) {
+  const auto blocks = std::min<int64_t>(TilesOf(a), Multiprocessors(s));
+  LaunchDependent(s, StreamedKernel<T, kColumns, kNorm>, dim3(static_cast<unsigned>(blocks)),
+                  kThreads, sizeof(Shared<kColumns>), a);
 }
 
 template <class T, bool kNorm>
 void LaunchStreamed(Stream& s, const Arguments& a) {
-  const auto blocks = std::min<int64_t>(TilesOf(a), Multiprocessors(s));
-  LaunchDependent(s, StreamedKernel<T, kNorm>, dim3(static_cast<unsigned>(blocks)), kThreads,
-                  sizeof(Shared), a);
+  if (a.rows <= 8) return LaunchColumns<T, 1, kNorm>(s, a);
+  if (a.rows <= 16) return LaunchColumns<T, 2, kNorm>(s, a);
+  static_assert(kSkinnyRows <= 32);
+  LaunchColumns<T, 4, kNorm>(s, a);
 }
 
 }  // namespace
@@ -247,9 +305,8 @@ bool TakesStreamed(Stream& s, const Product& p) {
   // Of a smaller weight a multiprocessor has too little to stream: SmolLM2-135M was slower, with 27
   // KiB at most, Llama-1B faster, with 62 KiB at least (H100, whole steps).
   constexpr size_t kLeastBytes = 48 << 10;
-  const size_t bytes = BytesOf(p.w.dtype, p.w.rows * PaddedCols(p.w.cols));
-  return HasClusters(s) && TakesSkinny(p) && p.in.rows() <= skinny::kRows &&
-         bytes >= kLeastBytes * Multiprocessors(s);
+  return IsFloat(p.w.dtype) && skinny::TakesRows(p, kSkinnyRows) && HasClusters(s) &&
+         BytesOf(p.w.dtype, p.w.rows * PaddedCols(p.w.cols)) >= kLeastBytes * Multiprocessors(s);
 }
 
 void StreamedProduct(Stream& s, const Product& p) {

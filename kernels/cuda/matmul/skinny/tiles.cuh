@@ -25,6 +25,7 @@ constexpr int kStep = 32;      // inputs of a warp at a time
 constexpr int kBlock = 64;     // inputs that it loads at a time
 constexpr int kStepsOfBlock = kBlock / kStep;
 constexpr int kMostWarps = 8;
+constexpr int kNormedRows = 8;  // that a kernel norms which reads them from the L2 cache
 
 // What a lane multiplies its weights with in a few blocks of inputs: of each step eight inputs of
 // column lane / 4 of every tile of columns, zeros where there is no such row or input.
@@ -62,41 +63,50 @@ struct Activations {
   }
 
   // Multiplies a step by the weights of the norm and adds the squares of what it was.
-  __device__ void Scale(int g, int h, float& squares) {
-    const auto values = *reinterpret_cast<const Pack<T>*>(&x[g][h][0]);
+  __device__ void Scale(int g, int h, float (&squares)[kColumns]) {
     const float4(&by4)[2] = scale[g][h];
     const float by[8] = {by4[0].x, by4[0].y, by4[0].z, by4[0].w,
                          by4[1].x, by4[1].y, by4[1].z, by4[1].w};
-    float normed[8];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float value = ToFloat(values.value[j]);
-      squares = fmaf(value, value, squares);
-      normed[j] = value * by[j];
+    for (int c = 0; c < kColumns; ++c) {
+      const auto values = *reinterpret_cast<const Pack<T>*>(&x[g][h][c]);
+      float normed[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float value = ToFloat(values.value[j]);
+        squares[c] = fmaf(value, value, squares[c]);
+        normed[j] = value * by[j];
+      }
+      x[g][h][c] = make_uint4(PackTwo<T>(normed[0], normed[1]), PackTwo<T>(normed[2], normed[3]),
+                              PackTwo<T>(normed[4], normed[5]), PackTwo<T>(normed[6], normed[7]));
     }
-    x[g][h][0] = make_uint4(PackTwo<T>(normed[0], normed[1]), PackTwo<T>(normed[2], normed[3]),
-                            PackTwo<T>(normed[4], normed[5]), PackTwo<T>(normed[6], normed[7]));
   }
 };
 
-// Adds up the sums of the block's first `warps` warps, in `shared` of SumsBytes, and writes the
-// outputs of tiles from first_tile on, `tiles` at most. sync: a barrier of those warps, all of whom
-// are here.
-// REQUIRES: none of them uses `shared` any more but through its own copies.
-template <class T, int kColumns, int kTiles, bool kNorm, class Sync>
+// Adds up the sums of the block's first `warps` warps, kAtOnce tiles at a time in `shared` of
+// SumsBytes, and writes the outputs of tiles from first_tile on, `tiles` at most. squares: of
+// column lane / 4 of every tile of columns, as far as this lane has met them. sync: a barrier of
+// those warps, all of whom are here. REQUIRES: none of them uses `shared` any more but through its
+// own copies.
+template <class T, int kColumns, int kTiles, bool kNorm, int kAtOnce = kTiles, class Sync>
 __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t first_tile,
-                            int tiles, const float (&sum)[kTiles][kColumns][4], float squares,
-                            int warps, const Sync& sync) {
+                            int tiles, const float (&sum)[kTiles][kColumns][4],
+                            const float (&squares)[kColumns], int warps, const Sync& sync) {
+  static_assert(kTiles % kAtOnce == 0);
+  constexpr int kParts = kTiles / kAtOnce;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
+  const int threads = warps * kWarp;
   const int64_t half = a.gated ? a.outputs / 2 : 0;
   const int outputs = a.gated ? 8 : kTileRows;  // of a tile
-  // The i-th output: row m of the activations, row r of tile t, place n; -1: there is none.
-  const auto row_of = [&](int i) { return i / (kTiles * outputs); };
-  const auto tile_of = [&](int i) { return i / outputs % kTiles; };
-  const auto place_of = [&](int i) {
-    const int64_t n = (first_tile + tile_of(i)) * outputs + i % outputs;
-    const bool there = row_of(i) < a.rows && tile_of(i) < tiles && n < (a.gated ? half : a.outputs);
+  // The i-th output of a part: row m of the activations, row r of tile t, place n; -1: there is
+  // none.
+  const auto row_of = [&](int i) { return i / (kAtOnce * outputs); };
+  const auto tile_of = [&](int i) { return i / outputs % kAtOnce; };
+  const auto place_of = [&](int part, int i) {
+    const int t = part * kAtOnce + tile_of(i);
+    const int64_t n = (first_tile + t) * outputs + i % outputs;
+    const bool there = row_of(i) < a.rows && t < tiles && n < (a.gated ? half : a.outputs);
     return there ? n : -1;
   };
   const auto before = [&](int i, int64_t n) {  // what is added to
@@ -104,59 +114,86 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
     return a.float_out ? static_cast<const float*>(a.out)[at]
                        : ToFloat(static_cast<const T*>(a.out)[at]);
   };
-  // Most threads have one output or none: what it is added to comes while sums are exchanged.
+  // Most threads have few outputs or none: what those are added to comes while sums are exchanged.
+  constexpr int kSums = kAtOnce * kColumns * 8 * kTileRows;  // of a warp, of a part
+  constexpr int kAhead = kSums < kMostWarps * kWarp ? 1 : kSums / (kMostWarps * kWarp);
   const int mine = threadIdx.x;
-  const bool adds = a.add && place_of(mine) >= 0;
-  const float before_mine = adds ? before(mine, place_of(mine)) : 0.0f;
-  // The warps' sums: [warps][tiles][rows of activations][16], then squares [warps][8].
-  sync();
+  float before_mine[kParts][kAhead];
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+    for (int q = 0; q < kAhead; ++q) {
+      const int i = mine + q * threads;
+      const int64_t n = place_of(part, i);
+      before_mine[part][q] = a.add && n >= 0 ? before(i, n) : 0.0f;
+    }
+  }
+  // The warps' sums: [warps][tiles][rows of activations][16], then squares [warps][rows].
   float* const sums = reinterpret_cast<float*>(shared);
   constexpr int kTileSums = kColumns * 8 * kTileRows;
-  constexpr int kSums = kTiles * kTileSums;  // of a warp
   float* const all_squares = sums + warps * kSums;
 #pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
+  for (int part = 0; part < kParts; ++part) {
+    if (part > 0 && part * kAtOnce >= tiles) break;
+    sync();
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
+    for (int t = 0; t < kAtOnce; ++t) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int column = c * 8 + lane % 4 * 2 + j % 2;
-        const int at = column * kTileRows + lane / 4 + j / 2 * 8;
-        sums[warp * kSums + t * kTileSums + at] = sum[t][c][j];
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int column = c * 8 + lane % 4 * 2 + j % 2;
+          const int at = column * kTileRows + lane / 4 + j / 2 * 8;
+          sums[warp * kSums + t * kTileSums + at] = sum[part * kAtOnce + t][c][j];
+        }
       }
     }
-  }
-  if (kNorm) {
-    squares += __shfl_xor_sync(kAllLanes, squares, 1);
-    squares += __shfl_xor_sync(kAllLanes, squares, 2);
-    if (lane % 4 == 0) all_squares[warp * 8 + lane / 4] = squares;
-  }
-  sync();
-  for (int i = mine; i < a.rows * kTiles * outputs; i += warps * kWarp) {
-    const int64_t n = place_of(i);
-    if (n < 0) continue;
-    const int m = row_of(i);
-    const int t = tile_of(i);
-    const int r = i % outputs;
-    float scale = 1;
-    if (kNorm) {
-      float square = 0;
-      for (int w = 0; w < warps; ++w) square += all_squares[w * 8 + m];
-      scale = 1.0f / sqrtf(square / static_cast<float>(a.cols) + a.eps);
+    if (kNorm && part == 0) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        float square = squares[c];
+        square += __shfl_xor_sync(kAllLanes, square, 1);
+        square += __shfl_xor_sync(kAllLanes, square, 2);
+        if (lane % 4 == 0) all_squares[(warp * kColumns + c) * 8 + lane / 4] = square;
+      }
     }
-    const auto total = [&](int row, int64_t output) {
-      float x = 0;
-      for (int w = 0; w < warps; ++w) x += sums[w * kSums + t * kTileSums + m * kTileRows + row];
-      return x * scale + (a.bias != nullptr ? a.bias[output] : 0.0f);
-    };
-    float value = total(r, n);
-    if (a.gated) value = Activate(a.activation, value) * total(r + 8, half + n);
-    if (a.add) value = (i == mine ? before_mine : before(i, n)) + value;
-    const int64_t at = m * a.out_stride + n;
-    if (a.float_out) {
-      static_cast<float*>(a.out)[at] = value;
-    } else {
-      static_cast<T*>(a.out)[at] = FromFloat<T>(value);
+    sync();
+    for (int i = mine; i < a.rows * kAtOnce * outputs; i += threads) {
+      const int64_t n = place_of(part, i);
+      if (n < 0) continue;
+      const int m = row_of(i);
+      const int t = tile_of(i);
+      const int r = i % outputs;
+      float scale = 1;
+      if (kNorm) {
+        float square = 0;
+        for (int w = 0; w < warps; ++w) square += all_squares[w * kColumns * 8 + m];
+        scale = 1.0f / sqrtf(square / static_cast<float>(a.cols) + a.eps);
+      }
+      const auto total = [&](int row, int64_t output) {
+        float x = 0;
+        for (int w = 0; w < warps; ++w) x += sums[w * kSums + t * kTileSums + m * kTileRows + row];
+        return x * scale + (a.bias != nullptr ? a.bias[output] : 0.0f);
+      };
+      float value = total(r, n);
+      if (a.gated) value = Activate(a.activation, value) * total(r + 8, half + n);
+      if (a.add) {
+        float added = 0;
+        bool ahead = false;
+#pragma unroll
+        for (int q = 0; q < kAhead; ++q) {
+          if (i != mine + q * threads) continue;
+          added = before_mine[part][q];
+          ahead = true;
+        }
+        value = (ahead ? added : before(i, n)) + value;
+      }
+      const int64_t at = m * a.out_stride + n;
+      if (a.float_out) {
+        static_cast<float*>(a.out)[at] = value;
+      } else {
+        static_cast<T*>(a.out)[at] = FromFloat<T>(value);
+      }
     }
   }
 }
@@ -164,13 +201,14 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
 // By all threads of a block that has kTiles tiles.
 template <class T, int kColumns, int kTiles, bool kNorm>
 __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t first_tile,
-                            const float (&sum)[kTiles][kColumns][4], float squares) {
+                            const float (&sum)[kTiles][kColumns][4],
+                            const float (&squares)[kColumns]) {
   FinishTiles<T, kColumns, kTiles, kNorm>(a, shared, first_tile, kTiles, sum, squares,
                                           blockDim.x / kWarp, [] { __syncthreads(); });
 }
 
 constexpr size_t SumsBytes(int warps, int tiles, int columns) {
-  return size_t(warps) * (tiles * columns * 8 * kTileRows + 8) * sizeof(float);
+  return size_t(warps) * (tiles * kTileRows + 1) * columns * 8 * sizeof(float);
 }
 
 __host__ __device__ inline int64_t TilesOf(const Arguments& a) {
@@ -183,12 +221,13 @@ inline int WarpsFor(Stream& s, int64_t tiles) {
   return tiles <= 2 * Multiprocessors(s) ? kMostWarps : kMostWarps / 2;
 }
 
-// Whether the rows of activations begin where vectors do, and are few enough.
-inline bool TakesRows(const Product& p) {
+// Whether the rows of activations begin where vectors do, and are few enough: at most
+// `normed_rows` where they are to be normed.
+inline bool TakesRows(const Product& p, int64_t normed_rows) {
   const int64_t rows = p.in.rows();
-  return p.in.dtype != DType::kF32 && rows <= (p.norm_weight != nullptr ? 8 : kSkinnyRows) &&
-         p.w.cols % 8 == 0 && p.in.strides[0] % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(p.in.data) % 16 == 0 &&
+  return p.in.dtype != DType::kF32 &&
+         rows <= (p.norm_weight != nullptr ? normed_rows : kSkinnyRows) && p.w.cols % 8 == 0 &&
+         p.in.strides[0] % 8 == 0 && reinterpret_cast<uintptr_t>(p.in.data) % 16 == 0 &&
          reinterpret_cast<uintptr_t>(p.norm_weight) % 16 == 0;
 }
 
