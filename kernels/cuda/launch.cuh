@@ -30,32 +30,48 @@ __device__ inline void WaitForPredecessor() {
 #endif
 }
 
+// In clusters of `cluster` blocks, into which the grid comes out even; more than one only where
+// HasClusters.
 template <class... Parameters, class... Arguments>
-void Launch(Stream& s, bool early, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
-            size_t shared_bytes, const Arguments&... arguments) {
+void Launch(Stream& s, bool early, unsigned cluster, void (*kernel)(Parameters...), dim3 grid,
+            unsigned threads, size_t shared_bytes, const Arguments&... arguments) {
   const cudaStream_t stream = Native(s);  // makes its device current
   constexpr size_t kSharedByDefault = 48 << 10;
   if (shared_bytes > kSharedByDefault) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)));
   }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (early) {
+    cudaLaunchAttribute& attribute = attributes[count++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[count++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {.x = cluster, .y = 1, .z = 1};
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 template <class... Parameters, class... Arguments>
 void LaunchDependent(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                      size_t shared_bytes, const Arguments&... arguments) {
-  Launch(s, NextBeginsEarly(s), kernel, grid, threads, shared_bytes, arguments...);
+  Launch(s, NextBeginsEarly(s), /*cluster=*/1, kernel, grid, threads, shared_bytes, arguments...);
+}
+template <class... Parameters, class... Arguments>
+void LaunchDependentClusters(Stream& s, unsigned cluster, void (*kernel)(Parameters...), dim3 grid,
+                             unsigned threads, size_t shared_bytes, const Arguments&... arguments) {
+  Launch(s, NextBeginsEarly(s), cluster, kernel, grid, threads, shared_bytes, arguments...);
 }
 
 // A kernel that begins when all before it has ended, and that the next one waits for whole: what it
@@ -63,7 +79,7 @@ void LaunchDependent(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsign
 template <class... Parameters, class... Arguments>
 void LaunchApart(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                  size_t shared_bytes, const Arguments&... arguments) {
-  Launch(s, false, kernel, grid, threads, shared_bytes, arguments...);
+  Launch(s, false, /*cluster=*/1, kernel, grid, threads, shared_bytes, arguments...);
   HoldNext(s);
 }
 

@@ -1,7 +1,7 @@
 // The tensor core instructions that the kernels use: 16 x 8 x 16 products of bf16 or f16 with
 // float32 sums, the loads and copies that feed them, and the barriers that say what has come. PTX
-// ISA 8, sections 9.7.14 (mma, ldmatrix, movmatrix), 9.7.9 (cp.async, cp.async.bulk), 9.7.12 (bar)
-// and 9.7.13 (mbarrier).
+// ISA 8, sections 9.7.14 (mma, ldmatrix, movmatrix), 9.7.9 (cp.async, cp.async.bulk), 9.7.12 (bar,
+// barrier.cluster) and 9.7.13 (mbarrier).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -63,6 +63,15 @@ struct Barrier {
                      SharedAddress(&word))
                  : "memory");
   }
+  // One arrival at this barrier in the block number `block` of the cluster. What was read before
+  // has been read; what was written before need not be there yet.
+  __device__ void ArriveAt(int block) {
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(SharedAddress(&word)),
+        "r"(block)
+        : "memory");
+  }
   // One arrival; the phase also waits for `bytes` of CopyBulk.
   __device__ void ArriveExpecting(uint32_t bytes) {
     asm volatile(
@@ -105,7 +114,17 @@ __device__ inline void CopyBulk(void* shared, const void* global, uint32_t bytes
       "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word))
       : "memory");
 }
-// The same of what is read once: it is the first that the L2 cache gives up.
+// The same into several blocks of the cluster, those whose bits `blocks` has: to the same place in
+// each, and its own barrier there expects them.
+__device__ inline void CopyBulkToBlocks(void* shared, const void* global, uint32_t bytes,
+                                        Barrier& barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;\n" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word)), "h"(blocks)
+      : "memory");
+}
+// CopyBulk of what is read once: it is the first that the L2 cache gives up.
 __device__ inline void CopyBulkOnce(void* shared, const void* global, uint32_t bytes,
                                     Barrier& barrier) {
   asm volatile(
@@ -114,6 +133,18 @@ __device__ inline void CopyBulkOnce(void* shared, const void* global, uint32_t b
       "[%0], [%1], %2, [%3], policy;\n}\n" ::"r"(SharedAddress(shared)),
       "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word))
       : "memory");
+}
+
+// The barrier of all threads of a cluster, in two steps. Behind the second are the Barriers that
+// other blocks have published before the first, and nothing else that they wrote.
+__device__ inline void PublishBarriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+__device__ inline void ArriveAtCluster() {
+  asm volatile("barrier.cluster.arrive.relaxed;\n" ::: "memory");
+}
+__device__ inline void WaitForCluster() {
+  asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory");
 }
 
 // Barriers by number (1 to 15), for a part of the block: complete when `threads` have come or been

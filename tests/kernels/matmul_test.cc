@@ -30,7 +30,8 @@ const Shape kShapes[] = {{1, 1, 1},    {1, 17, 3},      {2, 33, 31},    {3, 16, 
                          {12, 40, 72}, {16, 100, 1096}, {32, 70, 4200}, {17, 8600, 72}};
 // And for GPUs, whose large weights stream through each multiprocessor: from 6.5 MB on where there
 // are 132. Inputs that end within a block, outputs within a tile, blocks with several tiles.
-const Shape kLargeShapes[] = {{1, 13010, 264}, {8, 3210, 1096}, {12, 3210, 1096}, {32, 3300, 1096}};
+const Shape kLargeShapes[] = {
+    {1, 13010, 264}, {8, 3210, 1096}, {12, 3210, 1096}, {32, 3300, 1096}, {17, 13010, 520}};
 
 class MatMulTest : public testing::TestWithParam<std::tuple<DeviceUnderTest, DType>> {
  protected:

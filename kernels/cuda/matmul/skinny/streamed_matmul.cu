@@ -7,11 +7,12 @@
 // of the shared memory: what is on its way bridges the ends of tiles, and the start of this kernel,
 // since weights depend on nobody and begin to come before the predecessor has ended. Eight warps
 // multiply: of each stage of the ring, kInputs inputs of a tile, a warp has 64. Two warps fill the
-// ring, in turn, because one alone issues copies more slowly than the memory answers. A last one
-// fills another ring with activations.
+// ring, in turn, because one alone issues copies more slowly than the memory answers. Others fill
+// another ring with activations.
 //
 // What many rows cost is the activations, which come from the L2 cache again for every group of
-// tiles: for each byte of weights rows / (16 * tiles) of theirs.
+// tiles: for each byte of weights rows / (16 * tiles) of theirs. So the blocks of a cluster, whose
+// tiles differ, share them: each copies some of the rows, to all.
 //
 // One kernel for several products, whose blocks wait for each other in between and whose ring never
 // pauses, was built too: on an H200 it was no faster than this.
@@ -26,8 +27,7 @@ namespace {
 
 constexpr int kMultiplyWarps = 8;
 constexpr int kWeightWarps = 2;
-constexpr int kActivationWarp = kMultiplyWarps + kWeightWarps;
-constexpr int kThreads = (kActivationWarp + 1) * kWarp;
+constexpr int kFirstActivationWarp = kMultiplyWarps + kWeightWarps;
 constexpr int kMultiplySync = 1;  // named barrier of the warps that multiply
 
 constexpr int kInputs = kMultiplyWarps * kBlock;  // of a stage
@@ -38,23 +38,30 @@ constexpr int kPitch = kInputs * 2 + 64;
 // What a block has, by the tiles of 8 rows of activations. More weights on their way than the
 // memory's latency asks for were no faster (measured on an H200: 6 stages 0.98 of 9 at 8 rows, 10
 // the same). A block takes a group's sums apart where all at once would not leave room for them.
+// kCluster: blocks of a cluster.
 template <int kColumns>
 struct Sizes;
 template <>
 struct Sizes<1> {
   static constexpr int kTilesTogether = 2, kTilesAtOnce = 2;
   static constexpr int kWeightStages = 9, kActivationStages = 4;
+  static constexpr int kActivationWarps = 1, kCluster = 1;
 };
 template <>
 struct Sizes<2> {
   static constexpr int kTilesTogether = 4, kTilesAtOnce = 1;
   static constexpr int kWeightStages = 9, kActivationStages = 3;
+  static constexpr int kActivationWarps = 2, kCluster = 2;
 };
 template <>
 struct Sizes<4> {
   static constexpr int kTilesTogether = 4, kTilesAtOnce = 1;
   static constexpr int kWeightStages = 8, kActivationStages = 2;
+  static constexpr int kActivationWarps = 2, kCluster = 2;
 };
+
+template <int kColumns>
+constexpr int kThreads = (kFirstActivationWarp + Sizes<kColumns>::kActivationWarps) * kWarp;
 
 struct WeightStage {
   unsigned char rows[kTileRows * kPitch];
@@ -84,17 +91,27 @@ static_assert(sizeof(Shared<1>) <= kSharedOfBlock && sizeof(Shared<2>) <= kShare
 #if __CUDA_ARCH__ >= 900
 
 // The block's tiles, in the order that all its warps go by: groups of kTilesTogether at most, as
-// even as they come, and of each group the stages.
+// even as they come, and of each group the stages. The blocks of a cluster have as many groups
+// each, because they share the activations; one that has fewer tiles has a group of none at times.
+template <int kColumns>
 struct Walk {
   int64_t first;  // tile
   int groups;
   int stages;  // of a tile
 
-  __device__ Walk(const Arguments& a, int tiles_together) {
+  __device__ explicit Walk(const Arguments& a) {
+    constexpr int kCluster = Sizes<kColumns>::kCluster;
+    constexpr int kTilesTogether = Sizes<kColumns>::kTilesTogether;
     const int64_t tiles = TilesOf(a);
-    first = tiles * blockIdx.x / gridDim.x;
-    const auto mine = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x - first);
-    groups = (mine + tiles_together - 1) / tiles_together;
+    const unsigned cluster = blockIdx.x / kCluster;
+    const unsigned clusters = gridDim.x / kCluster;
+    const int block = blockIdx.x % kCluster;
+    const int64_t first_of_all = tiles * cluster / clusters;
+    const auto all = static_cast<int>(tiles * (cluster + 1) / clusters - first_of_all);
+    const int before = all * block / kCluster;
+    const int mine = all * (block + 1) / kCluster - before;
+    first = first_of_all + before;
+    groups = (all + kCluster * kTilesTogether - 1) / (kCluster * kTilesTogether);
     fewer_ = mine / groups;
     longer_ = mine % groups;
     stages = static_cast<int>((a.padded + kInputs - 1) / kInputs);
@@ -112,7 +129,7 @@ __device__ void FillWeights(const Arguments& a, Shared<kColumns>& shared, int mi
   constexpr int kWeightStages = Shared<kColumns>::kWeightStages;
   const int lane = threadIdx.x % kWarp;
   const int64_t half = a.gated ? a.outputs / 2 : 0;
-  const Walk walk(a, Shared<kColumns>::kTilesTogether);
+  const Walk<kColumns> walk(a);
   int number = 0;
   int64_t first = walk.first;
   for (int group = 0; group < walk.groups; first += walk.tiles_of(group), ++group) {
@@ -140,12 +157,26 @@ __device__ void FillWeights(const Arguments& a, Shared<kColumns>& shared, int mi
   }
 }
 
+// By one of the warps that fill the ring of activations, number `mine`. Rows go to the blocks of
+// the cluster in turn, and of each to its warps.
 template <int kColumns, bool kNorm>
-__device__ void FillActivations(const Arguments& a, Shared<kColumns>& shared) {
+__device__ void FillActivations(const Arguments& a, Shared<kColumns>& shared, int mine) {
   constexpr int kActivationStages = Shared<kColumns>::kActivationStages;
-  constexpr int kScaleLane = Shared<kColumns>::kRows % kWarp;  // as few other copies as there are
+  constexpr int kCluster = Shared<kColumns>::kCluster;
+  constexpr int kScaleLane = Shared<kColumns>::kRows % kWarp;
   const int lane = threadIdx.x % kWarp;
-  const Walk walk(a, Shared<kColumns>::kTilesTogether);
+  const bool copies_row = lane < a.rows && lane % kCluster == blockIdx.x % kCluster &&
+                          lane / kCluster % Shared<kColumns>::kActivationWarps == mine;
+  const bool copies_scale =
+      kNorm && lane == kScaleLane && blockIdx.x % kCluster == kCluster - 1 && mine == 0;
+  const auto copy = [](void* to, const void* from, uint32_t bytes, Barrier& full) {
+    if constexpr (kCluster == 1) {
+      CopyBulk(to, from, bytes, full);
+    } else {
+      CopyBulkToBlocks(to, from, bytes, full, (1 << kCluster) - 1);
+    }
+  };
+  const Walk<kColumns> walk(a);
   int number = 0;
   for (int group = 0; group < walk.groups; ++group) {
     for (int i = 0; i < walk.stages; ++i, ++number) {
@@ -156,16 +187,21 @@ __device__ void FillActivations(const Arguments& a, Shared<kColumns>& shared) {
         shared.activations_free[stage].Wait(number / kActivationStages - 1);
       auto& to = shared.activations[stage];
       Barrier& full = shared.activations_full[stage];
-      if (lane == 0) full.ArriveExpecting(inputs * (a.rows * 2 + (kNorm ? 4 : 0)));
+      if (mine == 0 && lane == 0) full.ArriveExpecting(inputs * (a.rows * 2 + (kNorm ? 4 : 0)));
       __syncwarp();
-      if (lane < a.rows) {
-        CopyBulk(to.rows + lane * kPitch,
-                 static_cast<const unsigned char*>(a.in) + (lane * a.in_stride + at) * 2,
-                 inputs * 2, full);
+      if (copies_row) {
+        copy(to.rows + lane * kPitch,
+             static_cast<const unsigned char*>(a.in) + (lane * a.in_stride + at) * 2, inputs * 2,
+             full);
       }
-      if (kNorm && lane == kScaleLane) {
-        CopyBulk(to.scale, a.norm_weight + at, inputs * 4, full);
-      }
+      if (copies_scale) copy(to.scale, a.norm_weight + at, inputs * 4, full);
+    }
+  }
+  if constexpr (kCluster > 1) {
+    // No block leaves before the others have what it copies to them, and have arrived at its
+    // barriers for the last time.
+    for (int i = max(number - kActivationStages, 0); i < number; ++i) {
+      shared.activations_free[i % kActivationStages].Wait(i / kActivationStages);
     }
   }
 }
@@ -173,11 +209,12 @@ __device__ void FillActivations(const Arguments& a, Shared<kColumns>& shared) {
 template <class T, int kColumns, bool kNorm>
 __device__ void MultiplyTiles(const Arguments& a, Shared<kColumns>& shared) {
   constexpr int kTilesTogether = Shared<kColumns>::kTilesTogether;
+  constexpr int kCluster = Shared<kColumns>::kCluster;
   constexpr int kWeightStages = Shared<kColumns>::kWeightStages;
   constexpr int kActivationStages = Shared<kColumns>::kActivationStages;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const Walk walk(a, kTilesTogether);
+  const Walk<kColumns> walk(a);
   int activations = 0;  // stages that have been met
   int weights = 0;
   int64_t tile = walk.first;
@@ -214,7 +251,11 @@ __device__ void MultiplyTiles(const Arguments& a, Shared<kColumns>& shared) {
           }
         }
         __syncwarp();
-        if (lane == 0) shared.activations_free[stage].Arrive();
+        if constexpr (kCluster == 1) {
+          if (lane == 0) shared.activations_free[stage].Arrive();
+        } else {  // all of the cluster write there
+          if (lane < kCluster) shared.activations_free[stage].ArriveAt(lane);
+        }
       }
       if (kNorm) {
 #pragma unroll
@@ -255,11 +296,12 @@ __device__ void MultiplyTiles(const Arguments& a, Shared<kColumns>& shared) {
 
 #endif
 
-// Grid: as many blocks as there are tiles or multiprocessors.
+// Grid: as many blocks as there are tiles or multiprocessors, but for whole clusters.
 template <class T, int kColumns, bool kNorm>
-__global__ void __launch_bounds__(kThreads, 1) StreamedKernel(const Arguments a) {
+__global__ void __launch_bounds__(kThreads<kColumns>, 1) StreamedKernel(const Arguments a) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char memory[];
+  constexpr int kCluster = Shared<kColumns>::kCluster;
   auto& shared = *reinterpret_cast<Shared<kColumns>*>(memory);
   LetSuccessorBegin();
   const int warp = threadIdx.x / kWarp;
@@ -270,24 +312,32 @@ __global__ void __launch_bounds__(kThreads, 1) StreamedKernel(const Arguments a)
     }
     for (int i = 0; i < shared.kActivationStages; ++i) {
       shared.activations_full[i].Init(1);
-      shared.activations_free[i].Init(kMultiplyWarps);
+      shared.activations_free[i].Init(kMultiplyWarps * kCluster);
     }
+    if (kCluster > 1) PublishBarriers();
     PublishToCopies();
   }
   __syncthreads();
-  const bool fills_weights = warp >= kMultiplyWarps && warp < kActivationWarp;
+  if (kCluster > 1) ArriveAtCluster();
+  const bool fills_weights = warp >= kMultiplyWarps && warp < kFirstActivationWarp;
   if (fills_weights) FillWeights(a, shared, warp - kMultiplyWarps);
+  if (kCluster > 1) WaitForCluster();  // until the others' barriers are there
   WaitForPredecessor();
-  if (warp == kActivationWarp) FillActivations<kColumns, kNorm>(a, shared);
+  if (warp >= kFirstActivationWarp) {
+    FillActivations<kColumns, kNorm>(a, shared, warp - kFirstActivationWarp);
+  }
   if (warp < kMultiplyWarps) MultiplyTiles<T, kColumns, kNorm>(a, shared);
 #endif
 }
 
 template <class T, int kColumns, bool kNorm>
 void LaunchColumns(Stream& s, const Arguments& a) {
+  constexpr int kCluster = Sizes<kColumns>::kCluster;
   const auto blocks = std::min<int64_t>(TilesOf(a), Multiprocessors(s));
-  LaunchDependent(s, StreamedKernel<T, kColumns, kNorm>, dim3(static_cast<unsigned>(blocks)),
-                  kThreads, sizeof(Shared<kColumns>), a);
+  const auto clusters = static_cast<unsigned>(std::max<int64_t>(blocks / kCluster, 1));
+  LaunchDependentClusters(s, kCluster, StreamedKernel<T, kColumns, kNorm>,
+                          dim3(clusters * kCluster), kThreads<kColumns>, sizeof(Shared<kColumns>),
+                          a);
 }
 
 template <class T, bool kNorm>
