@@ -131,6 +131,10 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
   // The warps' sums: [warps][tiles][rows of activations][16], then squares [warps][rows].
   float* const sums = reinterpret_cast<float*>(shared);
   constexpr int kTileSums = kColumns * 8 * kTileRows;
+  // Output r of row m, such that lanes that write or read together meet different banks.
+  const auto in_tile = [](int m, int r) {
+    return (m * kTileRows + r) ^ (m / 2 % 2 * 8 + m / 4 % 2 * kTileRows);
+  };
   float* const all_squares = sums + warps * kSums;
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
@@ -143,7 +147,7 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const int column = c * 8 + lane % 4 * 2 + j % 2;
-          const int at = column * kTileRows + lane / 4 + j / 2 * 8;
+          const int at = in_tile(column, lane / 4 + j / 2 * 8);
           sums[warp * kSums + t * kTileSums + at] = sum[part * kAtOnce + t][c][j];
         }
       }
@@ -172,7 +176,7 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
       }
       const auto total = [&](int row, int64_t output) {
         float x = 0;
-        for (int w = 0; w < warps; ++w) x += sums[w * kSums + t * kTileSums + m * kTileRows + row];
+        for (int w = 0; w < warps; ++w) x += sums[w * kSums + t * kTileSums + in_tile(m, row)];
         return x * scale + (a.bias != nullptr ? a.bias[output] : 0.0f);
       };
       float value = total(r, n);
