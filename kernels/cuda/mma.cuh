@@ -27,17 +27,25 @@ __device__ inline void CopyAsync16(uint32_t shared, const void* global) {
 __device__ inline void CopyAsync16(void* shared, const void* global, bool zeros) {
   CopyAsync16(SharedAddress(shared), global, zeros);
 }
-// kBytes, 8 or 16, of which those from `valid` on are zeros.
+// For copies of what is read once: it is the first that the L2 cache gives up.
+__device__ inline uint64_t ReadOnce() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+// kBytes, 8 or 16, of which those from `valid` on are zeros. policy: ReadOnce.
 template <int kBytes>
-__device__ inline void CopyAsync(void* shared, const void* global, int valid) {
+__device__ inline void CopyAsync(void* shared, const void* global, int valid, uint64_t policy) {
   static_assert(kBytes == 8 || kBytes == 16);
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(SharedAddress(shared)),
-                 "l"(global), "r"(valid)
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;\n" ::"r"(
+                     SharedAddress(shared)),
+                 "l"(global), "r"(valid), "l"(policy)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(SharedAddress(shared)),
-                 "l"(global), "r"(valid)
+    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2, %3;\n" ::"r"(
+                     SharedAddress(shared)),
+                 "l"(global), "r"(valid), "l"(policy)
                  : "memory");
   }
 }
@@ -124,14 +132,13 @@ __device__ inline void CopyBulkToBlocks(void* shared, const void* global, uint32
       "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word)), "h"(blocks)
       : "memory");
 }
-// CopyBulk of what is read once: it is the first that the L2 cache gives up.
-__device__ inline void CopyBulkOnce(void* shared, const void* global, uint32_t bytes,
-                                    Barrier& barrier) {
+// CopyBulk with a policy.
+__device__ inline void CopyBulk(void* shared, const void* global, uint32_t bytes, Barrier& barrier,
+                                uint64_t policy) {
   asm volatile(
-      "{\n.reg .b64 policy;\ncreatepolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], policy;\n}\n" ::"r"(SharedAddress(shared)),
-      "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word))
+      "[%0], [%1], %2, [%3], %4;\n" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word)), "l"(policy)
       : "memory");
 }
 

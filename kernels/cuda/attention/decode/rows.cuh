@@ -34,12 +34,13 @@ struct StoredRows {
 template <bool kAll, int kBytes>
 __device__ void CopyRange(std::byte* to, const void* from, int valid) {
   static_assert(kBytes % 16 == 0);
+  const uint64_t once = ReadOnce();
 #pragma unroll
   for (int first = 0; first < kBytes; first += kWarp * 16) {
     const int at = first + static_cast<int>(threadIdx.x % kWarp) * 16;
     if (first + kWarp * 16 > kBytes && at >= kBytes) break;
     CopyAsync<16>(to + at, static_cast<const std::byte*>(from) + at,
-                  kAll ? 16 : min(max(valid - at, 0), 16));
+                  kAll ? 16 : min(max(valid - at, 0), 16), once);
   }
 }
 
@@ -51,6 +52,7 @@ __device__ void CopyRows(std::byte* to, const KvHead& head, int first, int valid
   constexpr int kUnits = Rows::kRowBytes / kUnit;  // of a row
   static_assert(Rows::kRowBytes % kUnit == 0);
   const std::byte* const from = head.codes + size_t(first) * Rows::kRowBytes;
+  const uint64_t once = ReadOnce();
 #pragma unroll
   for (int k = 0; k < kRows * kUnits; k += kWarp) {
     const int i = k + static_cast<int>(threadIdx.x % kWarp);
@@ -58,7 +60,7 @@ __device__ void CopyRows(std::byte* to, const KvHead& head, int first, int valid
     const int row = i / kUnits;
     const int in_row = i % kUnits * kUnit;
     CopyAsync<kUnit>(to + Rows::Offset(row, in_row / 16) + in_row % 16, from + i * kUnit,
-                     kAll || row < valid ? kUnit : 0);
+                     kAll || row < valid ? kUnit : 0, once);
   }
 }
 

@@ -128,6 +128,7 @@ template <int kColumns>
 __device__ void FillWeights(const Arguments& a, Shared<kColumns>& shared, int mine) {
   constexpr int kWeightStages = Shared<kColumns>::kWeightStages;
   const int lane = threadIdx.x % kWarp;
+  const uint64_t once = ReadOnce();
   const int64_t half = a.gated ? a.outputs / 2 : 0;
   const Walk<kColumns> walk(a);
   int number = 0;
@@ -149,9 +150,9 @@ __device__ void FillWeights(const Arguments& a, Shared<kColumns>& shared, int mi
         int64_t row =
             a.gated ? tile * 8 + lane % 8 + (lane < 8 ? 0 : half) : tile * kTileRows + lane;
         if (row >= a.outputs || (a.gated && tile * 8 + lane % 8 >= half)) row = 0;
-        CopyBulkOnce(shared.weights[stage].rows + lane * kPitch,
-                     static_cast<const unsigned char*>(a.weight) + (row * a.padded + at) * 2, bytes,
-                     shared.weights_full[stage]);
+        CopyBulk(shared.weights[stage].rows + lane * kPitch,
+                 static_cast<const unsigned char*>(a.weight) + (row * a.padded + at) * 2, bytes,
+                 shared.weights_full[stage], once);
       }
     }
   }
