@@ -102,15 +102,15 @@ struct Walk {
   __device__ explicit Walk(const Arguments& a) {
     constexpr int kCluster = Sizes<kColumns>::kCluster;
     constexpr int kTilesTogether = Sizes<kColumns>::kTilesTogether;
-    const int64_t tiles = TilesOf(a);
-    const unsigned cluster = blockIdx.x / kCluster;
-    const unsigned clusters = gridDim.x / kCluster;
+    const auto tiles = static_cast<uint32_t>(TilesOf(a));  // times blocks in 32 bits
+    const uint32_t cluster = blockIdx.x / kCluster;
+    const uint32_t clusters = gridDim.x / kCluster;
     const int block = blockIdx.x % kCluster;
-    const int64_t first_of_all = tiles * cluster / clusters;
+    const uint32_t first_of_all = tiles * cluster / clusters;
     const auto all = static_cast<int>(tiles * (cluster + 1) / clusters - first_of_all);
     const int before = all * block / kCluster;
     const int mine = all * (block + 1) / kCluster - before;
-    first = first_of_all + before;
+    first = int64_t{first_of_all} + before;
     groups = (all + kCluster * kTilesTogether - 1) / (kCluster * kTilesTogether);
     fewer_ = mine / groups;
     longer_ = mine % groups;
@@ -125,12 +125,12 @@ struct Walk {
 
 // By one of the warps that fill the ring, number `mine`.
 template <int kColumns>
-__device__ void FillWeights(const Arguments& a, Shared<kColumns>& shared, int mine) {
+__device__ void FillWeights(const Arguments& a, const Walk<kColumns>& walk,
+                            Shared<kColumns>& shared, int mine) {
   constexpr int kWeightStages = Shared<kColumns>::kWeightStages;
   const int lane = threadIdx.x % kWarp;
   const uint64_t once = ReadOnce();
   const int64_t half = a.gated ? a.outputs / 2 : 0;
-  const Walk<kColumns> walk(a);
   int number = 0;
   int64_t first = walk.first;
   for (int group = 0; group < walk.groups; first += walk.tiles_of(group), ++group) {
@@ -161,7 +161,8 @@ __device__ void FillWeights(const Arguments& a, Shared<kColumns>& shared, int mi
 // By one of the warps that fill the ring of activations, number `mine`. Rows go to the blocks of
 // the cluster in turn, and of each to its warps.
 template <int kColumns, bool kNorm>
-__device__ void FillActivations(const Arguments& a, Shared<kColumns>& shared, int mine) {
+__device__ void FillActivations(const Arguments& a, const Walk<kColumns>& walk,
+                                Shared<kColumns>& shared, int mine) {
   constexpr int kActivationStages = Shared<kColumns>::kActivationStages;
   constexpr int kCluster = Shared<kColumns>::kCluster;
   constexpr int kScaleLane = Shared<kColumns>::kRows % kWarp;
@@ -177,7 +178,6 @@ __device__ void FillActivations(const Arguments& a, Shared<kColumns>& shared, in
       CopyBulkToBlocks(to, from, bytes, full, (1 << kCluster) - 1);
     }
   };
-  const Walk<kColumns> walk(a);
   int number = 0;
   for (int group = 0; group < walk.groups; ++group) {
     for (int i = 0; i < walk.stages; ++i, ++number) {
@@ -208,14 +208,14 @@ __device__ void FillActivations(const Arguments& a, Shared<kColumns>& shared, in
 }
 
 template <class T, int kColumns, bool kNorm>
-__device__ void MultiplyTiles(const Arguments& a, Shared<kColumns>& shared) {
+__device__ void MultiplyTiles(const Arguments& a, const Walk<kColumns>& walk,
+                              Shared<kColumns>& shared) {
   constexpr int kTilesTogether = Shared<kColumns>::kTilesTogether;
   constexpr int kCluster = Shared<kColumns>::kCluster;
   constexpr int kWeightStages = Shared<kColumns>::kWeightStages;
   constexpr int kActivationStages = Shared<kColumns>::kActivationStages;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const Walk<kColumns> walk(a);
   int activations = 0;  // stages that have been met
   int weights = 0;
   int64_t tile = walk.first;
@@ -305,6 +305,7 @@ __global__ void __launch_bounds__(kThreads<kColumns>, 1) StreamedKernel(const Ar
   constexpr int kCluster = Shared<kColumns>::kCluster;
   auto& shared = *reinterpret_cast<Shared<kColumns>*>(memory);
   LetSuccessorBegin();
+  const Walk<kColumns> walk(a);
   const int warp = threadIdx.x / kWarp;
   if (threadIdx.x == 0) {
     for (int i = 0; i < shared.kWeightStages; ++i) {
@@ -321,13 +322,13 @@ __global__ void __launch_bounds__(kThreads<kColumns>, 1) StreamedKernel(const Ar
   __syncthreads();
   if (kCluster > 1) ArriveAtCluster();
   const bool fills_weights = warp >= kMultiplyWarps && warp < kFirstActivationWarp;
-  if (fills_weights) FillWeights(a, shared, warp - kMultiplyWarps);
+  if (fills_weights) FillWeights(a, walk, shared, warp - kMultiplyWarps);
   if (kCluster > 1) WaitForCluster();  // until the others' barriers are there
   WaitForPredecessor();
   if (warp >= kFirstActivationWarp) {
-    FillActivations<kColumns, kNorm>(a, shared, warp - kFirstActivationWarp);
+    FillActivations<kColumns, kNorm>(a, walk, shared, warp - kFirstActivationWarp);
   }
-  if (warp < kMultiplyWarps) MultiplyTiles<T, kColumns, kNorm>(a, shared);
+  if (warp < kMultiplyWarps) MultiplyTiles<T, kColumns, kNorm>(a, walk, shared);
 #endif
 }
 
@@ -335,6 +336,7 @@ template <class T, int kColumns, bool kNorm>
 void LaunchColumns(Stream& s, const Arguments& a) {
   constexpr int kCluster = Sizes<kColumns>::kCluster;
   const auto blocks = std::min<int64_t>(TilesOf(a), Multiprocessors(s));
+  CHECK_LT(TilesOf(a) * (blocks + 1), int64_t{1} << 32) << "outputs";
   const auto clusters = static_cast<unsigned>(std::max<int64_t>(blocks / kCluster, 1));
   LaunchDependentClusters(s, kCluster, StreamedKernel<T, kColumns, kNorm>,
                           dim3(clusters * kCluster), kThreads<kColumns>, sizeof(Shared<kColumns>),

@@ -98,14 +98,16 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
   const int lane = threadIdx.x % kWarp;
   const int threads = warps * kWarp;
   const int64_t half = a.gated ? a.outputs / 2 : 0;
-  const int outputs = a.gated ? 8 : kTileRows;  // of a tile
+  static_assert(kTileRows == 16 && (kAtOnce & (kAtOnce - 1)) == 0);  // so that nothing is divided
+  const int outputs_log2 = a.gated ? 3 : 4;                          // of a tile
+  const int outputs = 1 << outputs_log2;
   // The i-th output of a part: row m of the activations, row r of tile t, place n; -1: there is
   // none.
-  const auto row_of = [&](int i) { return i / (kAtOnce * outputs); };
-  const auto tile_of = [&](int i) { return i / outputs % kAtOnce; };
+  const auto row_of = [&](int i) { return (i >> outputs_log2) / kAtOnce; };
+  const auto tile_of = [&](int i) { return (i >> outputs_log2) % kAtOnce; };
   const auto place_of = [&](int part, int i) {
     const int t = part * kAtOnce + tile_of(i);
-    const int64_t n = (first_tile + t) * outputs + i % outputs;
+    const int64_t n = (first_tile + t) * outputs + (i & (outputs - 1));
     const bool there = row_of(i) < a.rows && t < tiles && n < (a.gated ? half : a.outputs);
     return there ? n : -1;
   };
@@ -167,7 +169,7 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
       if (n < 0) continue;
       const int m = row_of(i);
       const int t = tile_of(i);
-      const int r = i % outputs;
+      const int r = i & (outputs - 1);
       float scale = 1;
       if (kNorm) {
         float square = 0;
