@@ -27,25 +27,28 @@ __device__ inline void CopyAsync16(uint32_t shared, const void* global) {
 __device__ inline void CopyAsync16(void* shared, const void* global, bool zeros) {
   CopyAsync16(SharedAddress(shared), global, zeros);
 }
-// For copies of what is read once: it is the first that the L2 cache gives up.
-__device__ inline uint64_t ReadOnce() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-  return policy;
-}
-// kBytes, 8 or 16, of which those from `valid` on are zeros. policy: ReadOnce.
-template <int kBytes>
-__device__ inline void CopyAsync(void* shared, const void* global, int valid, uint64_t policy) {
+// For copies of what is read once: it is the first that the L2 cache gives up. What
+// createpolicy.fractional.L2::evict_first gives for all of it, as a number.
+constexpr uint64_t kReadOnce = 0x12F0000000000000;
+// kBytes, 8 or 16, of which those from `valid` on are zeros. kOnce: with kReadOnce.
+template <int kBytes, bool kOnce>
+__device__ inline void CopyAsync(void* shared, const void* global, int valid) {
   static_assert(kBytes == 8 || kBytes == 16);
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;\n" ::"r"(
-                     SharedAddress(shared)),
-                 "l"(global), "r"(valid), "l"(policy)
+  const uint32_t to = SharedAddress(shared);
+  if constexpr (kBytes == 16 && kOnce) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;\n" ::"r"(to),
+                 "l"(global), "r"(valid), "l"(kReadOnce)
+                 : "memory");
+  } else if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global),
+                 "r"(valid)
+                 : "memory");
+  } else if constexpr (kOnce) {
+    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2, %3;\n" ::"r"(to),
+                 "l"(global), "r"(valid), "l"(kReadOnce)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2, %3;\n" ::"r"(
-                     SharedAddress(shared)),
-                 "l"(global), "r"(valid), "l"(policy)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(to), "l"(global), "r"(valid)
                  : "memory");
   }
 }

@@ -30,37 +30,35 @@ struct StoredRows {
 };
 
 // By a warp, like all that follows: device memory to shared memory, zeros from byte `valid` on.
-// kAll: there are no such. Enqueues copies.
-template <bool kAll, int kBytes>
+// kAll: there are no such. kOnce: they are read once (mma.cuh). Enqueues copies.
+template <bool kAll, bool kOnce, int kBytes>
 __device__ void CopyRange(std::byte* to, const void* from, int valid) {
   static_assert(kBytes % 16 == 0);
-  const uint64_t once = ReadOnce();
 #pragma unroll
   for (int first = 0; first < kBytes; first += kWarp * 16) {
     const int at = first + static_cast<int>(threadIdx.x % kWarp) * 16;
     if (first + kWarp * 16 > kBytes && at >= kBytes) break;
-    CopyAsync<16>(to + at, static_cast<const std::byte*>(from) + at,
-                  kAll ? 16 : min(max(valid - at, 0), 16), once);
+    CopyAsync<16, kOnce>(to + at, static_cast<const std::byte*>(from) + at,
+                         kAll ? 16 : min(max(valid - at, 0), 16));
   }
 }
 
 // Rows [first, first + kRows) of a (lane, KV head), all of them physical slots and one behind the
 // other in its memory; zeros from row `valid` on, as above. Enqueues copies.
-template <bool kAll, class Rows, int kRows>
+template <bool kAll, bool kOnce, class Rows, int kRows>
 __device__ void CopyRows(std::byte* to, const KvHead& head, int first, int valid) {
   constexpr int kUnit = Rows::kRowBytes % 16 == 0 ? 16 : 8;
   constexpr int kUnits = Rows::kRowBytes / kUnit;  // of a row
   static_assert(Rows::kRowBytes % kUnit == 0);
   const std::byte* const from = head.codes + size_t(first) * Rows::kRowBytes;
-  const uint64_t once = ReadOnce();
 #pragma unroll
   for (int k = 0; k < kRows * kUnits; k += kWarp) {
     const int i = k + static_cast<int>(threadIdx.x % kWarp);
     if (k + kWarp > kRows * kUnits && i >= kRows * kUnits) break;
     const int row = i / kUnits;
     const int in_row = i % kUnits * kUnit;
-    CopyAsync<kUnit>(to + Rows::Offset(row, in_row / 16) + in_row % 16, from + i * kUnit,
-                     kAll || row < valid ? kUnit : 0, once);
+    CopyAsync<kUnit, kOnce>(to + Rows::Offset(row, in_row / 16) + in_row % 16, from + i * kUnit,
+                            kAll || row < valid ? kUnit : 0);
   }
 }
 
@@ -70,6 +68,9 @@ template <KvFormat kK, KvFormat kV, int kDim>
 struct Portion {
   using K = StoredRows<kK, kDim>;
   using V = StoredRows<kV, kDim>;
+  // Not with int4: of copies with a policy, ptxas of CUDA 13.0 made instructions there that no GPU
+  // has.
+  static constexpr bool kOnce = kK != KvFormat::kInt4 && kV != KvFormat::kInt4;
   // 16 rows of whole numbers, or 32 of codes: what one ldmatrix.x4 has of them is one product's.
   static constexpr int kSlots = IsQuantized(kK) ? 32 : 16;
   static constexpr int kValues = K::Bytes(kSlots);
@@ -89,25 +90,26 @@ struct Portion {
       FillRows<false>(to, k, v, norms, first, used - first);
     }
     // Slots behind the used ones are empty and so never seen.
-    CopyRange<true, kNorms - kPositions>(to + kPositions, positions + first, 0);
+    CopyRange<true, kOnce, kNorms - kPositions>(to + kPositions, positions + first, 0);
   }
 
  private:
   template <bool kAll>
   __device__ static void FillRows(std::byte* to, const KvHead& k, const KvHead& v,
                                   const float* norms, int first, int valid) {
-    CopyRows<kAll, K, kSlots>(to, k, first, valid);
-    CopyRows<kAll, V, kSlots>(to + kValues, v, first, valid);
+    CopyRows<kAll, kOnce, K, kSlots>(to, k, first, valid);
+    CopyRows<kAll, kOnce, V, kSlots>(to + kValues, v, first, valid);
     if constexpr (K::kScales > 0) {
-      CopyRange<kAll, K::ScaleBytes(kSlots)>(to + kKeyScales, k.row_scales(first),
-                                             K::ScaleBytes(valid));
+      CopyRange<kAll, kOnce, K::ScaleBytes(kSlots)>(to + kKeyScales, k.row_scales(first),
+                                                    K::ScaleBytes(valid));
     }
     if constexpr (V::kScales > 0) {
-      CopyRange<kAll, V::ScaleBytes(kSlots)>(to + kValueScales, v.row_scales(first),
-                                             V::ScaleBytes(valid));
+      CopyRange<kAll, kOnce, V::ScaleBytes(kSlots)>(to + kValueScales, v.row_scales(first),
+                                                    V::ScaleBytes(valid));
     }
     if (norms != nullptr) {
-      CopyRange<kAll, kBytes - kNorms>(to + kNorms, norms + first, valid * int{sizeof(float)});
+      CopyRange<kAll, kOnce, kBytes - kNorms>(to + kNorms, norms + first,
+                                              valid * int{sizeof(float)});
     }
   }
 };

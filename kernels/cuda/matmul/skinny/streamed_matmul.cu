@@ -129,7 +129,6 @@ __device__ void FillWeights(const Arguments& a, const Walk<kColumns>& walk,
                             Shared<kColumns>& shared, int mine) {
   constexpr int kWeightStages = Shared<kColumns>::kWeightStages;
   const int lane = threadIdx.x % kWarp;
-  const uint64_t once = ReadOnce();
   const int64_t half = a.gated ? a.outputs / 2 : 0;
   int number = 0;
   int64_t first = walk.first;
@@ -152,7 +151,7 @@ __device__ void FillWeights(const Arguments& a, const Walk<kColumns>& walk,
         if (row >= a.outputs || (a.gated && tile * 8 + lane % 8 >= half)) row = 0;
         CopyBulk(shared.weights[stage].rows + lane * kPitch,
                  static_cast<const unsigned char*>(a.weight) + (row * a.padded + at) * 2, bytes,
-                 shared.weights_full[stage], once);
+                 shared.weights_full[stage], kReadOnce);
       }
     }
   }
