@@ -28,7 +28,6 @@ namespace {
 constexpr int kMultiplyWarps = 8;
 constexpr int kWeightWarps = 2;
 constexpr int kFirstActivationWarp = kMultiplyWarps + kWeightWarps;
-constexpr int kMultiplySync = 1;  // named barrier of the warps that multiply
 
 constexpr int kInputs = kMultiplyWarps * kBlock;  // of a stage
 // From row to row of a stage: 64 bytes more than a multiple of 128, so that the eight lanes that
@@ -76,6 +75,7 @@ template <int kColumns>
 struct Shared : Sizes<kColumns> {
   using Sizes<kColumns>::kWeightStages, Sizes<kColumns>::kActivationStages;
   static constexpr int kRows = kColumns * 8;  // of activations
+  static_assert(Sizes<kColumns>::kTilesTogether % Sizes<kColumns>::kTilesAtOnce == 0);
 
   WeightStage weights[kWeightStages];
   ActivationStage<kRows> activations[kActivationStages];
@@ -87,8 +87,6 @@ struct Shared : Sizes<kColumns> {
 constexpr size_t kSharedOfBlock = 227 << 10;  // at most
 static_assert(sizeof(Shared<1>) <= kSharedOfBlock && sizeof(Shared<2>) <= kSharedOfBlock &&
               sizeof(Shared<4>) <= kSharedOfBlock);
-
-#if __CUDA_ARCH__ >= 900
 
 // The block's tiles, in the order that all its warps go by: groups of kTilesTogether at most, as
 // even as they come, and of each group the stages. The blocks of a cluster have as many groups
@@ -290,11 +288,9 @@ __device__ void MultiplyTiles(const Arguments& a, const Walk<kColumns>& walk,
     }
     FinishTiles<T, kColumns, kTilesTogether, kNorm, Shared<kColumns>::kTilesAtOnce>(
         a, shared.sums, tile, tiles, sum, squares, kMultiplyWarps,
-        [] { SyncThreads(kMultiplySync, kMultiplyWarps * kWarp); });
+        [] { SyncThreads(/*barrier=*/1, kMultiplyWarps * kWarp); });
   }
 }
-
-#endif
 
 // Grid: as many blocks as there are tiles or multiprocessors, but for whole clusters.
 template <class T, int kColumns, bool kNorm>
