@@ -107,12 +107,12 @@ absl::StatusOr<DeviceWork> DeviceWork::Make(Stream& stream, double seconds) {
   DeviceWork work(stream);
   Device& device = stream.device();
   const auto take = [&] {
-    std::vector<double> times;
-    for (int i = 0; i < 5; ++i) {
-      times.push_back(TimeOf([&] {
+    std::vector<double> times(5);
+    for (double& time : times) {
+      time = TimeOf([&] {
         work.Enqueue();
         stream.Synchronize();
-      }));
+      });
     }
     work.seconds_ = Median(times);
   };

@@ -120,6 +120,7 @@ class Measurer {
     std::vector<double> rounds;
     for (int round = 0; round <= run_.args.repeat; ++round) {
       std::vector<Request> requests;
+      requests.reserve(batch);
       for (int i = 0; i < batch; ++i) {
         requests.push_back(RandomRequest(run_.opened.model->config().vocab_size, depth(),
                                          run_.args.tokens, 100u + i));
