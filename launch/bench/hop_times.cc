@@ -1,7 +1,5 @@
 #include "launch/bench/hop_times.h"
 
-#include <glog/logging.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/device/status_macros.h"
 #include "launch/bench/bench_run.h"
@@ -39,7 +38,10 @@ absl::StatusOr<std::array<double, kCount>> Swap(Communicator& comm,
   comm.SendBytes(peer, std::as_bytes(std::span(mine)));
   ASSIGN_OR_RETURN(const Bytes bytes, comm.RecvBytes(peer, kPeerPatience, "what it has measured"));
   std::array<double, kCount> theirs;
-  CHECK_EQ(bytes.size(), sizeof(theirs));
+  if (bytes.size() != sizeof(theirs)) {
+    return absl::InternalError(absl::StrCat("rank ", peer, " sent ", bytes.size(), " bytes where ",
+                                            sizeof(theirs), " were due"));
+  }
   std::memcpy(theirs.data(), bytes.data(), sizeof(theirs));
   return theirs;
 }
