@@ -45,6 +45,8 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
           .lse = nullptr,
           .parts = nullptr,
           .logits = nullptr,
+          .staged = nullptr,
+          .staged_pairs = 0,
           .chunk = batch.chunk,
           .kv = kv,
           .rules = table.rules,
@@ -57,13 +59,21 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
           .window = spec.window};
 }
 
-// Scratch memory for the kernels that will run. decode: those for chunks of one token.
-void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode) {
+// Scratch memory for the kernels that will run. decode: those for chunks of one token; staged:
+// those that may copy slots first.
+void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode, bool staged) {
   const size_t parts =
       decode ? size_t(batch.chunks) * a.kv.kv_heads * PartFloats(a.kv, a.group) : 0;
   const size_t logits = decode && a.wants_mass ? size_t(batch.chunks) * a.heads * a.kv.slots : 0;
   const size_t lse = a.wants_mass ? size_t(batch.tokens) * a.heads : 0;
-  a.parts = static_cast<float*>(Scratch(s, (parts + logits + lse) * sizeof(float)));
+  const KvMemory& kv = a.kv;
+  if (staged) {
+    a.staged_pairs = StagedPairs(int64_t{batch.chunks} * kv.kv_heads, kv.slots, kv.head_dim);
+  }
+  const size_t staged_bytes = a.staged_pairs * StagedPairBytes(kv.slots, kv.head_dim);
+  a.staged =
+      static_cast<std::byte*>(Scratch(s, staged_bytes + (parts + logits + lse) * sizeof(float)));
+  a.parts = reinterpret_cast<float*>(a.staged + staged_bytes);
   a.logits = a.parts + parts;
   a.lse = a.logits + logits;
 }
@@ -80,7 +90,10 @@ size_t AttentionScratch(const PassShape& shape) {
   const size_t parts =
       size_t(shape.chunks) * shape.kv_heads * PartFloats(kv, static_cast<int>(group));
   const size_t logits = size_t(shape.chunks) * shape.heads * shape.slots;
-  return (lse + parts + logits) * sizeof(float);
+  const int pairs =
+      StagedPairs(int64_t{shape.chunks} * shape.kv_heads, shape.slots, shape.head_dim);
+  return pairs * StagedPairBytes(shape.slots, shape.head_dim) +
+         (lse + parts + logits) * sizeof(float);
 }
 
 bool HasMma(int head_dim) {
@@ -112,7 +125,8 @@ void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Bat
   a.wants_mass = mass != nullptr;
   a.mass = mass;
   const bool mma = TakesMma(out, qkv, kv);
-  Provide(s, a, batch, mma && (batch.max_chunk_tokens == 1 || batch.chunks > 1));
+  Provide(s, a, batch, mma && (batch.max_chunk_tokens == 1 || batch.chunks > 1),
+          mma && batch.max_chunk_tokens > 1);
   switch (qkv.dtype) {
     case DType::kF32:
       return AttendSimt<float>(s, a, batch);
@@ -138,7 +152,7 @@ bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch,
   std::copy(policies.begin(), policies.end(), pass.policies);
   pass.attention.wants_mass = table.scores != nullptr;
   pass.attention.value_norms = table.value_norms;
-  Provide(s, pass.attention, batch, /*decode=*/true);
+  Provide(s, pass.attention, batch, /*decode=*/true, /*staged=*/false);
   if (qkv.dtype == DType::kF16) {
     RunDecodePass<__half>(s, pass);
   } else {

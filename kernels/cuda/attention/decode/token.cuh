@@ -94,14 +94,9 @@ struct DecodeToken {
     if constexpr (K::kScales > 0) Copy<K::ScaleBytes(1)>(k.row_scales(slot), row + kKeyScales);
     if constexpr (V::kScales > 0) Copy<V::ScaleBytes(1)>(v.row_scales(slot), row + kValueScales);
     if (threadIdx.x % kWarp > 0) return;
-    const size_t at = (size_t(lane) * kv.kv_heads + t.kv_head) * kv.slots + slot;
-    const auto* const floats = reinterpret_cast<const float*>(row + kLost);
-    p.table.slot_pos[at] = t.chunk.first_position;
-    if (p.table.scores != nullptr) p.table.scores[at] = 0;
-    if (p.table.value_norms != nullptr) {
-      p.table.value_norms[at] = *reinterpret_cast<const float*>(row + kNorm);
-    }
-    if (p.table.errors != nullptr) p.table.errors[at] = __fadd_rn(floats[0], floats[1]);
+    const auto* const lost = reinterpret_cast<const float*>(row + kLost);
+    WriteEntry(p.table, lane, t.kv_head, slot, t.chunk.first_position,
+               *reinterpret_cast<const float*>(row + kNorm), lost[0], lost[1]);
   }
 
   // In the place of what a portion has of its slot number `slot`.

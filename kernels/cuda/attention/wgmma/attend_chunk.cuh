@@ -25,7 +25,7 @@ struct AttendShared {
   alignas(kAtomBytes) unsigned char q[Queries::kBytes];
   alignas(kAtomBytes) unsigned char k[kStages][Slots::kBytes];
   alignas(kAtomBytes) unsigned char v[kStages][Slots::kBytes];
-  alignas(16) int32_t positions[kStages][kSlots];  // written with K
+  alignas(16) int32_t positions[kStages][kSlots];  // written with K, where some rows do not see all
   TileKind kind[kStages];
   Barrier k_full[kStages], k_free[kStages], v_full[kStages], v_free[kStages];
 };
@@ -37,18 +37,21 @@ constexpr int kTurn = 3;          // and the next
 // The tiles that some row of the block sees, in order, and kEnd.
 template <class T, int kDim>
 __device__ void FillTiles(AttendShared<T, kDim>& shared, const AttentionArguments& a,
-                          const AttentionTask& t, int first_position, int last_position) {
+                          const StagedTask& t, int first_position, int last_position) {
   using Shared = AttendShared<T, kDim>;
   constexpr int kSlots = Shared::kSlots;
   constexpr int kStages = Shared::kStages;
   const int lane = threadIdx.x % kWarp;
   const bool first_warp = threadIdx.x % kWarpgroup < kWarp;
-  const KvHead k = HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head);
-  const KvHead v = HeadOf(a.kv.v, a.kv.v_format, a.kv, t.chunk.lane, t.kv_head);
   // Before the first eviction slots are positions.
   const int begin = t.in_order ? (LowestSeen(a, first_position) + 1) / kSlots : 0;
-  const int end_slot = t.in_order ? last_position + 1 : t.used;
+  const int earlier = t.sorted ? t.used - t.chunk.tokens : 0;  // slots, in front
+  const int end_slot = t.sorted ? earlier + last_position + 1 - t.chunk.first_position : t.used;
   const int end = (end_slot + kSlots - 1) / kSlots;
+  // Every row sees what came before the chunk.
+  const auto seen_by_all = [&](int tile) {
+    return a.window == 0 && (tile + 1) * kSlots <= earlier;
+  };
 
   int n = 0;          // tiles passed on
   int previous = -1;  // the last of them
@@ -62,24 +65,36 @@ __device__ void FillTiles(AttendShared<T, kDim>& shared, const AttentionArgument
   };
   const auto pass_v = [&](int i) {  // of tile `previous`, passed on as number i
     wait_until_free(shared.v_free, i);
-    FillSlots(typename Shared::Slots(shared.v[i % kStages]), v, a.kv.v_format, previous * kSlots,
-              t.used, shared.v_full[i % kStages]);
+    FillSlots(typename Shared::Slots(shared.v[i % kStages]), t.v, t.quantized_v, a.kv.v_format,
+              previous * kSlots, t.used, shared.v_full[i % kStages]);
   };
-  int4 loaded = LoadPositions(t, a.kv.slots, begin * kSlots, kSlots);
+  int4 loaded;
+  const auto load = [&](int tile) {
+    if (!seen_by_all(tile)) loaded = LoadPositions(t, a.kv.slots, tile * kSlots, kSlots);
+  };
+  load(begin);
   for (int i = begin; i < end; ++i) {
     const int first = i * kSlots;
-    const TilePositions p = Understand(t, loaded, first, kSlots);
-    if (i + 1 < end) loaded = LoadPositions(t, a.kv.slots, first + kSlots, kSlots);
-    if (p.oldest > last_position || p.newest <= LowestSeen(a, first_position)) continue;
-    const bool by_all =
-        p.full && p.newest <= first_position && p.oldest > LowestSeen(a, last_position);
-    wait_until_free(shared.k_free, n);
-    if (first_warp && lane * 4 < kSlots) {
-      *reinterpret_cast<int4*>(shared.positions[n % kStages] + lane * 4) = p.mine;
+    TileKind kind = kSeenByAll;
+    int4 positions = make_int4(0, 0, 0, 0);
+    if (!seen_by_all(i)) {
+      const TilePositions p = Understand(t, loaded, first, kSlots);
+      positions = p.mine;
+      if (p.oldest > last_position || p.newest <= LowestSeen(a, first_position)) {
+        kind = kEnd;  // nothing to see
+      } else if (!p.full || p.newest > first_position || p.oldest <= LowestSeen(a, last_position)) {
+        kind = kSeenBySome;
+      }
     }
-    pass_kind(by_all ? kSeenByAll : kSeenBySome);
-    FillSlots(typename Shared::Slots(shared.k[n % kStages]), k, a.kv.k_format, first, t.used,
-              shared.k_full[n % kStages]);
+    if (i + 1 < end) load(i + 1);
+    if (kind == kEnd) continue;
+    wait_until_free(shared.k_free, n);
+    if (kind == kSeenBySome && first_warp && lane * 4 < kSlots) {
+      *reinterpret_cast<int4*>(shared.positions[n % kStages] + lane * 4) = positions;
+    }
+    pass_kind(kind);
+    FillSlots(typename Shared::Slots(shared.k[n % kStages]), t.k, t.quantized_k, a.kv.k_format,
+              first, t.used, shared.k_full[n % kStages]);
     if (n > 0) pass_v(n - 1);
     previous = i;
     ++n;
@@ -158,9 +173,10 @@ __device__ void Softmax(float (&s)[kSlots / 2], Rows& rows, float factor) {
   }
 }
 
-// Grid: (row blocks, kv_heads, chunks), the last rows first: they see most.
+// Grid: (row blocks, pairs of chunk and KV head), the last rows first: they see most.
 template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads, 1) AttendChunk([[maybe_unused]] AttentionArguments a) {
+__global__ void __launch_bounds__(kThreads, 1)
+    AttendChunk([[maybe_unused]] AttentionArguments a, [[maybe_unused]] int first_pair) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(kAtomBytes) unsigned char memory[];
   using Shared = AttendShared<T, kDim>;
@@ -170,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1) AttendChunk([[maybe_unused]] Atte
   constexpr int kParts = kDim / kPart;
   Shared& shared = *reinterpret_cast<Shared*>(memory);
 
-  const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
+  const StagedTask t = ReadTaskOf(a, first_pair);
   const int all_rows = t.chunk.tokens * a.group;
   const int first_row = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kRows;
   if (t.chunk.tokens == 1 || first_row >= all_rows) return;

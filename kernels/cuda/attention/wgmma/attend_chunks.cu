@@ -1,5 +1,7 @@
 // Chunks of several tokens on Hopper's tensor core instructions: launches. In builds for sm_90a,
 // among others or alone.
+#include <algorithm>
+
 #include "kernels/cuda/attention/wgmma/attend_chunk.cuh"
 #include "kernels/cuda/attention/wgmma/mass_of_chunk.cuh"
 #include "kernels/cuda/cuda_check.h"
@@ -9,13 +11,14 @@ namespace keyline::cuda {
 namespace {
 
 template <class Shared>
-void Launch(Stream& s, void (*kernel)(AttentionArguments), dim3 grid, const AttentionArguments& a) {
+void Launch(Stream& s, void (*kernel)(AttentionArguments, int), dim3 grid,
+            const AttentionArguments& a, int first_pair) {
   const cudaStream_t stream = Native(s);  // makes its device current
   constexpr size_t kMostShared = 227 << 10;
   static_assert(sizeof(Shared) <= kMostShared);
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(sizeof(Shared))));
-  kernel<<<grid, wgmma::kThreads, sizeof(Shared), stream>>>(a);
+  kernel<<<grid, wgmma::kThreads, sizeof(Shared), stream>>>(a, first_pair);
   CUDA_CHECK(cudaGetLastError());
 }
 
@@ -24,13 +27,24 @@ void AttendOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
   const auto tiles = [](int64_t count, int size) {
     return static_cast<unsigned>((count + size - 1) / size);
   };
-  const unsigned heads = a.kv.kv_heads;
-  const unsigned chunks = batch.chunks;
-  const dim3 rows(tiles(int64_t{batch.max_chunk_tokens} * a.group, wgmma::kRows), heads, chunks);
-  Launch<wgmma::AttendShared<T, kDim>>(s, wgmma::AttendChunk<T, kDim>, rows, a);
-  if (!a.wants_mass) return;
-  const dim3 slots(tiles(a.kv.slots, wgmma::kMassBlockSlots), heads, chunks);
-  Launch<wgmma::MassShared<T, kDim>>(s, wgmma::MassOfChunk<T, kDim>, slots, a);
+  const int64_t rows = int64_t{batch.max_chunk_tokens} * a.group;
+  const int all = batch.chunks * a.kv.kv_heads;
+  for (int first = 0; first < all; first += a.staged_pairs) {
+    const unsigned pairs = std::min(all - first, a.staged_pairs);
+    if (rows >= wgmma::kStagedRows) {
+      wgmma::OrderSlots<<<dim3(1, pairs), wgmma::kOrderThreads, 0, Native(s)>>>(a, first);
+      CUDA_CHECK(cudaGetLastError());
+      const dim3 copies(tiles(a.kv.slots, wgmma::kCopySlots), pairs);
+      wgmma::CopySlots<T, kDim><<<copies, wgmma::kCopyThreads, 0, Native(s)>>>(a, first);
+      CUDA_CHECK(cudaGetLastError());
+    }
+    Launch<wgmma::AttendShared<T, kDim>>(s, wgmma::AttendChunk<T, kDim>,
+                                         dim3(tiles(rows, wgmma::kRows), pairs), a, first);
+    if (!a.wants_mass) continue;
+    Launch<wgmma::MassShared<T, kDim>>(s, wgmma::MassOfChunk<T, kDim>,
+                                       dim3(tiles(a.kv.slots, wgmma::kMassBlockSlots), pairs), a,
+                                       first);
+  }
 }
 
 }  // namespace

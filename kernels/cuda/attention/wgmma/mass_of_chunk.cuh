@@ -17,6 +17,10 @@ constexpr int kMassSlots = 128;  // of a warpgroup
 constexpr int kMassBlockSlots = kMultipliers * kMassSlots;
 constexpr int kMassRows = 64;
 
+// Named barriers.
+constexpr int kMassSums = 1;  // and the next: of each multiplying warpgroup
+constexpr int kMassTurn = 3;  // and the next
+
 struct QueryRow {
   float lse;
   int position;
@@ -86,7 +90,7 @@ struct BlockTiles {
 
 template <class T, int kDim>
 __device__ void FillRowTiles(MassShared<T, kDim>& shared, const AttentionArguments& a,
-                             const AttentionTask& t, const BlockTiles& tiles, int first_slot) {
+                             const StagedTask& t, const BlockTiles& tiles, int first_slot) {
   using Shared = MassShared<T, kDim>;
   constexpr int kStages = Shared::kStages;
   const int thread = threadIdx.x;
@@ -98,19 +102,25 @@ __device__ void FillRowTiles(MassShared<T, kDim>& shared, const AttentionArgumen
     }
     shared.k_full.Arrive();
   }
-  FillSlots(typename Shared::Slots(shared.k),
-            HeadOf(a.kv.k, a.kv.k_format, a.kv, t.chunk.lane, t.kv_head), a.kv.k_format, first_slot,
-            t.used, shared.k_full);
+  FillSlots(typename Shared::Slots(shared.k), t.k, t.quantized_k, a.kv.k_format, first_slot, t.used,
+            shared.k_full);
   const int rows = t.chunk.tokens * a.group;
+  const auto load_row = [&](int tile) {
+    const int row = tile * kMassRows + thread % kMassRows;
+    const int token = row / a.group;
+    QueryRow out = {INFINITY, t.chunk.first_position + token};
+    if (row < rows) {
+      out.lse = a.lse[size_t(t.chunk.first_token + token) * a.heads + t.kv_head * a.group + row -
+                      token * a.group];
+    }
+    return out;
+  };
+  QueryRow next = {};
+  if (tiles.begin < tiles.end) next = load_row(tiles.begin);
   for (int i = tiles.begin; i < tiles.end; ++i) {
     const int n = i - tiles.begin;
-    const int row = i * kMassRows + thread % kMassRows;
-    const int token = row / a.group;
-    QueryRow mine = {INFINITY, t.chunk.first_position + token};
-    if (row < rows) {
-      mine.lse = a.lse[size_t(t.chunk.first_token + token) * a.heads + t.kv_head * a.group + row -
-                       token * a.group];
-    }
+    const QueryRow mine = next;
+    next = load_row(i + 1);
     if (n >= kStages) shared.free[n % kStages].Wait(n / kStages - 1);
     if (thread < kMassRows) {
       shared.rows[n % kStages][thread] = mine;
@@ -154,16 +164,17 @@ __device__ inline void AddWeights(float (&mass)[kMassSlots / 4], float (&s)[kMas
   }
 }
 
-// Grid: (blocks of slots, kv_heads, chunks).
+// Grid: (blocks of slots, pairs of chunk and KV head).
 template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] AttentionArguments a) {
+__global__ void __launch_bounds__(kThreads, 1)
+    MassOfChunk([[maybe_unused]] AttentionArguments a, [[maybe_unused]] int first_pair) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(kAtomBytes) unsigned char memory[];
   using Shared = MassShared<T, kDim>;
   constexpr int kStages = Shared::kStages;
   Shared& shared = *reinterpret_cast<Shared*>(memory);
 
-  const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
+  const StagedTask t = ReadTaskOf(a, first_pair);
   const int first_slot = blockIdx.x * kMassBlockSlots;
   if (!t.mass || t.chunk.tokens == 1 || first_slot >= t.used) return;
   if (threadIdx.x == 0) {
@@ -192,14 +203,18 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
   float even[kMassSlots / 2], odd[kMassSlots / 2];  // products of tiles 2n and 2n + 1
   const int count = tiles.end - tiles.begin;
 
+  // By turns with the other group: a warp that begins products does little else until nearly the
+  // last of them has begun, and has all of what multiplies for so long.
   const auto multiply = [&](float(&s)[kMassSlots / 2], int n) {
     shared.full[n % kStages].Wait(n / kStages);
+    SyncThreads(kMassTurn + group, kMultipliers * kWarpgroup);
     PublishToProducts();
     Pin(s);
     BeginProducts();
     MultiplyQK(s, typename Shared::Queries(shared.q[n % kStages]), 0,
                typename Shared::Slots(shared.k), group * kMassSlots);
     CommitProducts();
+    CountThreads(kMassTurn + 1 - group, kMultipliers * kWarpgroup);
   };
   // Of tile n, whose products are there.
   const auto add = [&](float(&s)[kMassSlots / 2], int n) {
@@ -211,6 +226,7 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
     AddWeights(mass, s, rows, a, column, i >= mine.all_begin && i < mine.all_end);
   };
   shared.k_full.Wait(0);
+  if (group == 1) CountThreads(kMassTurn, kMultipliers * kWarpgroup);
   if (count > 0) {
     multiply(even, 0);
     int n = 0;
@@ -233,6 +249,7 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
       add(even, n);
     }
   }
+  if (group == 0) SyncThreads(kMassTurn, kMultipliers * kWarpgroup);
 
   // Over the eight lanes with the same columns, then over the warps.
   float(*const sums)[kMassSlots] = shared.sums + group * (kWarpgroup / kWarp);
@@ -247,14 +264,15 @@ __global__ void __launch_bounds__(kThreads, 1) MassOfChunk([[maybe_unused]] Atte
       if (lane < 4) sums[warp][n * 8 + lane * 2 + j] = mass[2 * n + j];
     }
   }
-  SyncThreads(1 + group, kWarpgroup);
+  SyncThreads(kMassSums + group, kWarpgroup);
   static_assert(kMassSlots == kWarpgroup);
   const int index = threadIdx.x % kWarpgroup;
-  const int slot = first_slot + group * kMassSlots + index;
-  if (slot >= t.used) return;
+  const int number = first_slot + group * kMassSlots + index;
+  if (number >= t.used) return;
   float sum = 0;
   for (int w = 0; w < kWarpgroup / kWarp; ++w) sum += sums[w][index];
-  a.mass[(size_t(blockIdx.z) * a.kv.kv_heads + t.kv_head) * a.kv.slots + slot] =
+  const int slot = t.order == nullptr ? number : t.order[number];
+  a.mass[(size_t(t.index) * a.kv.kv_heads + t.kv_head) * a.kv.slots + slot] =
       sum / static_cast<float>(a.group);
 #endif
 }

@@ -8,6 +8,7 @@
 #include "kernels/cuda/attention/attention_kernels.cuh"
 #include "kernels/cuda/attention/kv_values.cuh"
 #include "kernels/cuda/attention/wgmma/instructions.cuh"
+#include "kernels/cuda/attention/wgmma/staged_slots.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 namespace keyline::cuda::wgmma {
@@ -18,8 +19,8 @@ constexpr int kThreads = (1 + kMultipliers) * kWarpgroup;
 constexpr int kMultiplierWarps = kMultipliers * kWarpgroup / kWarp;
 constexpr int kRows = 64 * kMultipliers;
 // Of a thread; together they are what a multiprocessor has.
-constexpr int kFillRegisters = 56;
-constexpr int kMultiplyRegisters = 224;
+constexpr int kFillRegisters = 72;
+constexpr int kMultiplyRegisters = 216;
 
 template <class T, int kDim, int kTileRows>
 struct Tile {
@@ -76,8 +77,8 @@ class Places {
 
 // The same slots as FillSlots, in T's own format, which begin at `codes`. Enqueues copies.
 template <class T, int kDim, int kTileRows>
-__device__ void CopySlots(const Tile<T, kDim, kTileRows>& tile, const std::byte* codes, int first,
-                          int used) {
+__device__ void CopyTile(const Tile<T, kDim, kTileRows>& tile, const std::byte* codes, int first,
+                         int used) {
   constexpr int kPacks = Tile<T, kDim, kTileRows>::kPacks;
   constexpr int kCopies = kTileRows * kPacks / kWarpgroup;
   static_assert(kTileRows * kPacks % kWarpgroup == 0);
@@ -129,17 +130,17 @@ __device__ void FillDequantized(const Tile<T, kDim, kTileRows>& tile, const KvHe
 }
 
 // Slots [first, first + kTileRows) of K or V; zeros from `used` > 0 on, where what an earlier
-// sequence left could be anything. By all threads of a warpgroup, each of which arrives at `full`
-// once when its part is there.
+// sequence left could be anything. quantized: they are, in that format. By all threads of a
+// warpgroup, each of which arrives at `full` once when its part is there.
 template <class T, int kDim, int kTileRows>
-__device__ void FillSlots(const Tile<T, kDim, kTileRows>& tile, const KvHead& head, KvFormat format,
-                          int first, int used, Barrier& full) {
-  if (IsQuantized(format)) {
+__device__ void FillSlots(const Tile<T, kDim, kTileRows>& tile, const KvHead& head, bool quantized,
+                          KvFormat format, int first, int used, Barrier& full) {
+  if (quantized) {
     FillDequantized(tile, head, format, first, used);
     full.Arrive();
     return;
   }
-  CopySlots(tile, head.codes, first, used);
+  CopyTile(tile, head.codes, first, used);
   full.ArriveAfterCopies();
 }
 
