@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/reduce.cuh"
 
@@ -15,6 +16,7 @@ namespace keyline::cuda {
 constexpr int kSelectThreads = 512;  // all functions here are called by blocks of this size
 constexpr int kSelectWarps = kSelectThreads / kWarp;
 constexpr int kBins = 256;
+constexpr int kSelectAhead = 4;            // keys that a thread reads at a time
 constexpr uint64_t kNoKey = ~uint64_t{0};  // takes no part
 
 // Ascending with the float, NaN as infinity, the two zeros equal.
@@ -38,6 +40,11 @@ struct SelectMemory {
   int taken;
 };
 
+// One, of every key.
+struct CountKeys {
+  __device__ uint64_t operator()(uint64_t) const { return 1; }
+};
+
 // Adds each valid thread's amount (below 2^41) to its warp's bin. The first pass sees few different
 // digits, later ones few valid threads.
 __device__ inline void AddToBins(uint64_t* bins, int digit, uint64_t amount, bool valid) {
@@ -58,6 +65,19 @@ __device__ inline void AddToBins(uint64_t* bins, int digit, uint64_t amount, boo
     atomicAdd(reinterpret_cast<unsigned long long*>(bins + digit), amount);
   }
   __syncwarp();
+}
+
+// The same for amounts of one. Fewer than 2^32 of them: the low half of a bin has them all.
+__device__ inline void CountInBins(uint64_t* bins, int digit, bool valid) {
+  const int lane = threadIdx.x % kWarp;
+  const unsigned left = __ballot_sync(kAllLanes, valid);
+  if (left == 0) return;
+  const int leader = __ffs(left) - 1;
+  const int digit_of_leader = __shfl_sync(kAllLanes, digit, leader);
+  const bool common = valid && digit == digit_of_leader;
+  const int alike = __popc(__ballot_sync(kAllLanes, common));
+  if (lane != leader && (common || !valid)) return;
+  atomicAdd(reinterpret_cast<unsigned*>(bins + digit), lane == leader ? alike : 1);
 }
 
 // The first bin at which `before` and the bins up to it reach `target`. Called by one warp.
@@ -105,11 +125,23 @@ __device__ uint64_t LimitKey(SelectMemory& memory, int64_t begin, int64_t end, u
     uint64_t* bins = &memory.warp[0][0];
     for (int i = threadIdx.x; i < kSelectWarps * kBins; i += kSelectThreads) bins[i] = 0;
     __syncthreads();
-    for (int64_t base = begin + warp * kWarp; base < end; base += kSelectThreads) {
-      const uint64_t key = base + lane < end ? key_of(base + lane) : kNoKey;
-      const bool valid = key != kNoKey && (key & known) == prefix;
-      const int digit = static_cast<int>(key >> shift & (kBins - 1));
-      AddToBins(memory.warp[warp], digit, valid ? amount_of(key) : 0, valid);
+    for (int64_t base = begin + warp * kWarp; base < end; base += kSelectAhead * kSelectThreads) {
+      uint64_t keys[kSelectAhead];
+#pragma unroll
+      for (int j = 0; j < kSelectAhead; ++j) {
+        const int64_t i = base + j * kSelectThreads + lane;
+        keys[j] = i < end ? key_of(i) : kNoKey;
+      }
+#pragma unroll
+      for (const uint64_t key : keys) {
+        const bool valid = key != kNoKey && (key & known) == prefix;
+        const int digit = static_cast<int>(key >> shift & (kBins - 1));
+        if constexpr (std::is_same_v<AmountOf, CountKeys>) {
+          CountInBins(memory.warp[warp], digit, valid);
+        } else {
+          AddToBins(memory.warp[warp], digit, valid ? amount_of(key) : 0, valid);
+        }
+      }
     }
     __syncthreads();
     for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) {
@@ -163,10 +195,11 @@ __device__ inline void SortKeys(uint64_t* keys, int size) {
 template <class KeyOf>
 __device__ void SelectLowest(SelectMemory& memory, int64_t begin, int64_t end, int count,
                              int id_bits, const KeyOf& key_of, uint64_t* out) {
-  const uint64_t limit = LimitKey(
-      memory, begin, end, count, id_bits, key_of, [](uint64_t) { return uint64_t{1}; }, OneBlock());
+  const uint64_t limit =
+      LimitKey(memory, begin, end, count, id_bits, key_of, CountKeys(), OneBlock());
   if (threadIdx.x == 0) memory.taken = 0;
   __syncthreads();
+#pragma unroll kSelectAhead
   for (int64_t i = begin + threadIdx.x; i < end; i += kSelectThreads) {
     const uint64_t key = key_of(i);
     if (key <= limit) out[atomicAdd(&memory.taken, 1)] = key;

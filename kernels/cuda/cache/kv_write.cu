@@ -12,7 +12,8 @@
 namespace keyline::cuda {
 namespace {
 
-constexpr int kWarps = 4;  // of a block
+constexpr int kWarps = 4;                   // of a block
+constexpr int kBlocksAtOnce = 64 / kWarps;  // of a multiprocessor
 
 // A warp a (token, head). From and to never overlap within a (lane, head): the order is free.
 __global__ void MoveSlotsKernel(KvMemory kv, SlotTable table, Placement placement, Batch batch) {
@@ -29,30 +30,29 @@ __global__ void MoveSlotsKernel(KvMemory kv, SlotTable table, Placement placemen
   if (threadIdx.x % kWarp == 0) MoveEntry(table, lane, head, from, to);
 }
 
-// A warp a vector of q, or a (k, v) of one KV head. Dynamic shared memory: [warps][head_dim]
-// floats.
+// A warp takes vectors of q, and (k, v) of KV heads, of one token. Grid: (tokens, shares of a
+// token). Dynamic shared memory: [warps][head_dim] floats.
 template <class T>
 __global__ void RotateAndWriteKernel(KvMemory kv, SlotTable table, Placement placement, T* qkv,
                                      int64_t stride, Batch batch, AttentionSpec spec) {
   extern __shared__ float vectors[];
   const int dim = spec.head_dim;
   float* x = vectors + threadIdx.x / kWarp * dim;
-  const int units = spec.heads + spec.kv_heads;  // of a token
-  const int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
-  if (i >= int64_t{batch.tokens} * units) return;
-  const int64_t token = i / units;
-  const int unit = static_cast<int>(i % units);
+  const int64_t token = blockIdx.x;
   const int32_t position = batch.positions[token];
-  T* row = qkv + token * stride;
-  if (unit < spec.heads) {
-    T* q = row + int64_t{unit} * dim;
-    RotateQuery(x, q, spec, position);
-    return;
-  }
-  const int head = unit - spec.heads;
   const int lane = batch.chunk[batch.token_chunk[token]].lane;
-  WriteKv(x, row, kv, table, spec, lane, head, placement.slots[token * kv.kv_heads + head],
-          position);
+  T* row = qkv + token * stride;
+  const int warps = blockDim.x / kWarp;
+  for (int unit = blockIdx.y * warps + threadIdx.x / kWarp; unit < spec.heads + spec.kv_heads;
+       unit += gridDim.y * warps) {
+    if (unit < spec.heads) {
+      RotateQuery(x, row + int64_t{unit} * dim, spec, position);
+    } else {
+      const int head = unit - spec.heads;
+      WriteKv(x, row, kv, table, spec, lane, head, placement.slots[token * kv.kv_heads + head],
+              position);
+    }
+  }
 }
 
 unsigned BlocksFor(int64_t warps, int of_a_block) {
@@ -76,11 +76,14 @@ void RotateAndWrite(Stream& s, const KvMemory& kv, const SlotTable& table,
   constexpr size_t kSharedBytes = 48 << 10;  // what a block has without asking for more
   CHECK_LE(vector, kSharedBytes) << "head_dim " << spec.head_dim;
   const int warps = static_cast<int>(std::min<size_t>(kWarps, kSharedBytes / vector));
-  const int64_t units = int64_t{batch.tokens} * (spec.heads + spec.kv_heads);
+  // As few shares as fill the device: a warp's vectors have the token's rotation in common.
+  const unsigned shares = std::min(BlocksFor(spec.heads + spec.kv_heads, warps),
+                                   BlocksFor(kBlocksAtOnce * Multiprocessors(s), batch.tokens));
   DispatchFloat(qkv.dtype, [&](auto x) {
     using T = decltype(x);
-    RotateAndWriteKernel<T><<<BlocksFor(units, warps), warps * kWarp, warps * vector, Native(s)>>>(
-        kv, table, placement, qkv.as<T>(), qkv.strides[0], batch, spec);
+    RotateAndWriteKernel<T>
+        <<<dim3(batch.tokens, shares), warps * kWarp, warps * vector, Native(s)>>>(
+            kv, table, placement, qkv.as<T>(), qkv.strides[0], batch, spec);
   });
   CUDA_CHECK(cudaGetLastError());
 }

@@ -33,6 +33,17 @@ __device__ inline void MoveEntry(const SlotTable& table, int lane, int head, int
   if (table.errors != nullptr) table.errors[first + to] = table.errors[first + from];
 }
 
+// What the table keeps of a slot that a new token takes. value_norm: of v, read where the table has
+// norms; lost: L2 norms of what quantisation lost of k and of v. Called by one thread.
+__device__ inline void WriteEntry(const SlotTable& table, int lane, int head, int slot,
+                                  int32_t position, float value_norm, float k_lost, float v_lost) {
+  const size_t at = (size_t(lane) * table.kv_heads + head) * table.slots + slot;
+  table.slot_pos[at] = position;
+  if (table.scores != nullptr) table.scores[at] = 0;
+  if (table.value_norms != nullptr) table.value_norms[at] = value_norm;
+  if (table.errors != nullptr) table.errors[at] = __fadd_rn(k_lost, v_lost);
+}
+
 // x: [dim] of one warp in shared memory, made ready by a barrier of the warp; so it is left.
 __device__ inline void NormAndRotate(float* x, int dim, const RmsNorm& norm, const Rope& rope,
                                      int32_t position) {
@@ -78,9 +89,56 @@ __device__ inline float NormOf(const float* x, int dim) {
   return static_cast<float>(sqrt(ReduceWarp(squares, Plus())));
 }
 
+// A query of 32 * kEach dimensions, all of which turn, in registers: lane i has kEach from i *
+// kEach on, and lane i ^ 16 what they turn with.
+template <int kEach, class T>
+__device__ void RotateWholeQuery(T* q, const RmsNorm& norm, const Rope& rope, int32_t position) {
+  constexpr int kHalf = kEach * kWarp / 2;
+  struct alignas(kEach * sizeof(T)) Piece {
+    T value[kEach];
+  };
+  const int lane = threadIdx.x % kWarp;
+  const int first = lane * kEach;
+  auto* const place = reinterpret_cast<Piece*>(q + first);
+  Piece piece = *place;
+  DeviceCheck(position >= 0 && position < rope.positions);
+  const float* const turns = rope.table + (int64_t{position} * kHalf + first % kHalf) * 2;
+  float2 turn[kEach];
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) turn[j] = reinterpret_cast<const float2*>(turns)[j];
+  float x[kEach];
+  float squares = 0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    x[j] = ToFloat(piece.value[j]);
+    squares = fmaf(x[j], x[j], squares);
+  }
+  if (norm.weight != nullptr) {
+    squares = ReduceWarp(squares, Plus());
+    const float scale = 1.0f / sqrtf(squares / static_cast<float>(2 * kHalf) + norm.eps);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) x[j] = x[j] * scale * norm.weight[first + j];
+  }
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const float other = __shfl_xor_sync(kAllLanes, x[j], kWarp / 2);
+    const float along = __fmul_rn(x[j], turn[j].x);
+    const float across = __fmul_rn(other, turn[j].y);
+    piece.value[j] =
+        FromFloat<T>(lane < kWarp / 2 ? __fsub_rn(along, across) : __fadd_rn(along, across));
+  }
+  *place = piece;
+}
+
 // x: working memory of the warp, [head_dim].
 template <class T>
 __device__ void RotateQuery(float* x, T* q, const AttentionSpec& spec, int32_t position) {
+  const int each = spec.head_dim / kWarp;  // of a lane
+  if (spec.rope.rotary_dim == spec.head_dim && spec.head_dim % kWarp == 0 &&
+      reinterpret_cast<uintptr_t>(q) % (each * sizeof(T)) == 0) {
+    if (each == 2) return RotateWholeQuery<2>(q, spec.q_norm, spec.rope, position);
+    if (each == 4) return RotateWholeQuery<4>(q, spec.q_norm, spec.rope, position);
+  }
   LoadHead(x, q, spec.head_dim);
   NormAndRotate(x, spec.head_dim, spec.q_norm, spec.rope, position);
   for (int j = threadIdx.x % kWarp; j < spec.head_dim; j += kWarp) q[j] = FromFloat<T>(x[j]);
@@ -91,7 +149,6 @@ template <class T>
 __device__ void WriteKv(float* x, const T* row, const KvMemory& kv, const SlotTable& table,
                         const AttentionSpec& spec, int lane, int head, int slot, int32_t position) {
   const int dim = spec.head_dim;
-  const int thread = threadIdx.x % kWarp;
   DeviceCheck(slot >= 0 && slot < table.rules[lane].length);
   const T* k = row + int64_t{spec.heads + head} * dim;
   const T* v = k + int64_t{spec.kv_heads} * dim;
@@ -102,20 +159,10 @@ __device__ void WriteKv(float* x, const T* row, const KvMemory& kv, const SlotTa
   LoadHead(x, v, dim);
   const double v_lost =
       EncodeRow(kv.v_format, x, dim, HeadOf(kv.v, kv.v_format, kv, lane, head), slot);
-
-  const size_t at = (size_t(lane) * table.kv_heads + head) * table.slots + slot;
-  if (table.value_norms != nullptr) {
-    const float norm = NormOf(x, dim);
-    if (thread == 0) table.value_norms[at] = norm;
-  }
-  if (thread == 0) {
-    table.slot_pos[at] = position;
-    if (table.scores != nullptr) table.scores[at] = 0;
-    if (table.errors != nullptr) {
-      table.errors[at] =
-          __fadd_rn(static_cast<float>(sqrt(k_lost)), static_cast<float>(sqrt(v_lost)));
-    }
-  }
+  const float value_norm = table.value_norms == nullptr ? 0 : NormOf(x, dim);
+  if (threadIdx.x % kWarp > 0) return;
+  WriteEntry(table, lane, head, slot, position, value_norm, static_cast<float>(sqrt(k_lost)),
+             static_cast<float>(sqrt(v_lost)));
 }
 
 }  // namespace keyline::cuda

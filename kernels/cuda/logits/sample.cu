@@ -126,7 +126,7 @@ class RowSampler {
     if (params.top_k > 0 && params.top_k < sums_.finite) {
       limit_ = LimitKey(
           memory_, begin_, end_, params.top_k, id_bits, [this](int64_t i) { return Key(i); },
-          [](uint64_t) { return uint64_t{1}; }, RowSum<kBlocks>());
+          CountKeys(), RowSum<kBlocks>());
     }
     if (params.top_p < 1) {
       uint64_t ahead = 0;
