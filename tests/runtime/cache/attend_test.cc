@@ -1,6 +1,7 @@
 // KvCache::Attend against the oracle in double, for shapes, formats, windows and soft caps.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "runtime/cache/cache_registry.h"
@@ -187,70 +188,6 @@ INSTANTIATE_TEST_SUITE_P(cuda, AttendTogether,
                                           testing::Values("plain", "int8", "int4", "k8v4"),
                                           testing::ValuesIn(CudasUnderTest())));
 
-class AttendCrowd
-    : public testing::TestWithParam<std::tuple<Shape, std::string, std::string, DeviceUnderTest>> {
- protected:
-  void SetUp() override { SKIP_UNLESS_OPENS(std::get<3>(GetParam())); }
-};
-
-// More work in a pass of single tokens than a GPU has room for at once: what a lane gets does not
-// depend on how it is dealt out, to the bit.
-TEST_P(AttendCrowd, EachLaneAsAlone) {
-  const auto& [heads, storage, policy, under_test] = GetParam();
-  const auto device = under_test.Open();
-  const AttentionSpec spec = PlainSpec(heads.heads, heads.kv_heads, heads.head_dim);
-  const KvCacheShape shape{.lanes = 40,
-                           .kv_heads = heads.kv_heads,
-                           .head_dim = heads.head_dim,
-                           .length = 400,
-                           .max_tokens = 400,
-                           .plain = under_test.activations};
-  CacheConfig config;
-  config.storage = storage;
-  config.policy.policy = policy;
-  if (policy != "last_recent") config.policy.grace = 11;
-  CacheDriver together(*device, config, shape, spec, under_test.activations);
-  CacheDriver alone(*device, config, shape, spec, under_test.activations);
-  std::vector<Feed> feeds;
-  for (int lane = 0; lane < shape.lanes; ++lane) {
-    const int filled = std::min(200 + 6 * lane, shape.length);
-    const Feed first{.lane = lane, .tokens = filled, .stream = 90u + lane};
-    for (CacheDriver* driver : {&together, &alone}) {
-      driver->Open(lane, config.policy);
-      driver->Run(first);
-    }
-    feeds.push_back({.lane = lane, .tokens = 1, .stream = first.stream});
-  }
-  for (int pass = 0; pass < 4; ++pass) {
-    const std::vector<std::vector<float>> got = together.Run(feeds);
-    for (const Feed& feed : feeds) {
-      ASSERT_EQ(got[feed.lane], alone.Run(feed)) << "lane " << feed.lane << ", pass " << pass;
-    }
-  }
-  for (int lane = 0; lane < shape.lanes; ++lane) {
-    EXPECT_EQ(together.cache().SlotPositions(together.stream(), lane),
-              alone.cache().SlotPositions(alone.stream(), lane));
-  }
-}
-
-std::vector<std::tuple<Shape, std::string, std::string, DeviceUnderTest>> CudaCrowds() {
-  std::vector<std::tuple<Shape, std::string, std::string, DeviceUnderTest>> cases;
-  for (const DeviceUnderTest& device : CudasUnderTest()) {
-    if (device.activations == DType::kF32) continue;
-    for (const char* policy : {"last_recent", "h2o_vnorm"}) {
-      for (const char* storage : {"plain", "int8", "k8v4"}) {
-        cases.emplace_back(Shape{16, 8, 64}, storage, policy, device);
-      }
-      for (const char* storage : {"plain", "int4"}) {
-        cases.emplace_back(Shape{34, 2, 64}, storage, policy, device);
-      }
-    }
-  }
-  return cases;
-}
-INSTANTIATE_TEST_SUITE_P(cuda, AttendCrowd, testing::ValuesIn(CudaCrowds()));
-GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AttendCrowd);
-
 struct Masks {
   int window;
   float softcap;
@@ -332,6 +269,43 @@ TEST_P(AttendTiles, EqualsOracle) {
   CacheDriver driver(*device, config, shape, spec, under_test.activations);
   ExpectEqualsOracle(under_test, driver, "plain", shape, config.policy, {450, 1, 150, 7, 300}, 5);
   ExpectEqualsOracle(under_test, driver, "plain", shape, config.policy, {2, 200, 1, 64}, 6);
+}
+
+// The same where scores scatter a chunk's tokens, whatever they come to on this device.
+TEST_P(AttendTiles, EqualsOracleWithTheSameSlots) {
+  const auto& [c, under_test] = GetParam();
+  const auto device = under_test.Open();
+  AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
+  spec.window = c.window;
+  spec.softcap = c.softcap;
+  const KvCacheShape shape{.lanes = 1,
+                           .kv_heads = c.kv_heads,
+                           .head_dim = c.head_dim,
+                           .length = 600,
+                           .max_tokens = 600,
+                           .plain = under_test.activations};
+  CacheConfig config;
+  config.policy.policy = "h2o";
+  CacheDriver driver(*device, config, shape, spec, under_test.activations);
+  reference::KvLaneReference oracle(ReferenceSpec("plain", shape, spec, config.policy));
+  driver.Open(0, config.policy);
+  int position = 0;
+  for (const int n : {560, 40, 170, 1, 260, 512}) {
+    const std::vector<float> got = driver.Run(Feed{.lane = 0, .tokens = n, .stream = 8});
+    const auto positions = driver.cache().SlotPositions(driver.stream(), 0);
+    std::vector<std::vector<int>> slots(c.kv_heads, std::vector<int>(n, -1));
+    for (int h = 0; h < c.kv_heads; ++h) {
+      for (size_t slot = 0; slot < positions[h].size(); ++slot) {
+        const int token = positions[h][slot] - position;
+        if (token >= 0) slots[h].at(token) = static_cast<int>(slot);
+      }
+      ASSERT_EQ(std::count(slots[h].begin(), slots[h].end(), -1), 0);
+    }
+    const std::vector<double> want =
+        RunReference(oracle, spec, 8, position, n, under_test.activations, &slots);
+    ASSERT_LT(Difference(under_test, got, want), 1) << "chunk of " << n << " at " << position;
+    position += n;
+  }
 }
 
 const TilesCase kTilesCases[] = {{6, 2, 64, 0, 0},    {4, 1, 64, 90, 30.0f}, {3, 1, 80, 0, 0},

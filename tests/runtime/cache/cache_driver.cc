@@ -163,7 +163,8 @@ reference::KvLaneSpec ReferenceSpec(const std::string& storage, const KvCacheSha
 }
 
 std::vector<double> RunReference(reference::KvLaneReference& lane, const AttentionSpec& spec,
-                                 uint64_t stream, int position, int tokens, DType activations) {
+                                 uint64_t stream, int position, int tokens, DType activations,
+                                 const std::vector<std::vector<int>>* slots) {
   std::vector<float> q, k, v;
   const int64_t q_end = int64_t{spec.heads} * spec.head_dim;
   const int64_t k_end = q_end + int64_t{spec.kv_heads} * spec.head_dim;
@@ -173,7 +174,11 @@ std::vector<double> RunReference(reference::KvLaneReference& lane, const Attenti
     k.insert(k.end(), token.begin() + q_end, token.begin() + k_end);
     v.insert(v.end(), token.begin() + k_end, token.end());
   }
-  return lane.Step(tokens, q, k, v);
+  if (slots == nullptr) return lane.Step(tokens, q, k, v);
+  lane.Write(tokens, *slots, k, v);
+  std::vector<double> out = lane.Attend(tokens, q);
+  lane.Score(tokens, lane.mass());
+  return out;
 }
 
 }  // namespace keyline

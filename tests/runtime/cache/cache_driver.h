@@ -61,10 +61,11 @@ class CacheDriver {
 reference::KvLaneSpec ReferenceSpec(const std::string& storage, const KvCacheShape& shape,
                                     const AttentionSpec& spec, const LanePolicy& policy);
 // Feeds it what a driver with these activations feeds its cache; the output as the driver's Run
-// gives it.
+// gives it. slots: [kv_heads][tokens] where the tokens go, in place of the oracle's own choice.
 std::vector<double> RunReference(reference::KvLaneReference& lane, const AttentionSpec& spec,
                                  uint64_t stream, int position, int tokens,
-                                 DType activations = DType::kF32);
+                                 DType activations = DType::kF32,
+                                 const std::vector<std::vector<int>>* slots = nullptr);
 
 // Attention of this shape, without norms and RoPE.
 AttentionSpec PlainSpec(int heads, int kv_heads, int head_dim);
