@@ -98,8 +98,9 @@ struct PassShape {
   int heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  int slots = 0;       // per lane and KV head, of the longest cache
-  int logit_rows = 0;  // 0: no head here
+  int slots = 0;              // per lane and KV head, of the longest cache
+  bool copied_slots = false;  // caches are quantised or evict by score: K and V may be copied first
+  int logit_rows = 0;         // 0: no head here
   int vocab = 0;
 };
 

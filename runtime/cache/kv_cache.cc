@@ -233,6 +233,13 @@ absl::StatusOr<KvCacheBytes> KvCache::BytesFor(const CacheConfig& config,
       .workspace = WorkspaceBytes(plan.needs, shape)};
 }
 
+bool KvCache::CopiesSlots(const CacheConfig& config) {
+  const absl::StatusOr<StorageFormats> formats = FormatsOf(config.storage, DType::kF32);
+  const absl::StatusOr<Policies> policies = EnabledPolicies(config);
+  if (!formats.ok() || !policies.ok()) return false;  // no cache is made so
+  return IsQuantized(formats->k) || IsQuantized(formats->v) || NeedsOf(*policies).scores;
+}
+
 void KvCache::OpenLane(Stream& s, int lane, const LanePolicy& policy, int layer) {
   State& state = *state_;
   CHECK(lane >= 0 && lane < state.shape.lanes) << "lane " << lane << " of " << state.shape.lanes;

@@ -62,6 +62,8 @@ class KvCache {
                                                          const KvCache* sibling = nullptr);
   static absl::StatusOr<KvCacheBytes> BytesFor(const CacheConfig& config,
                                                const KvCacheShape& shape);
+  // Whether a backend may copy K and V of such caches before chunks attend (PassShape).
+  static bool CopiesSlots(const CacheConfig& config);
   ~KvCache();
 
   // A new sequence takes the lane: no trace of its predecessor stays. `layer` selects the length

@@ -74,6 +74,7 @@ PassShape LargestPass(const DecoderModel& model, const PipelineSpec& spec, int r
           .kv_heads = config.kv_heads,
           .head_dim = config.head_dim,
           .slots = PhysicalSlots(*std::max_element(first, first + shard.layers)),
+          .copied_slots = KvCache::CopiesSlots(spec.cache),
           .logit_rows = shard.head ? kLogitRows : 0,
           .vocab = shard.head ? config.vocab_size : 0};
 }

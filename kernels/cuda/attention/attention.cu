@@ -67,13 +67,13 @@ void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode, 
   const size_t logits = decode && a.wants_mass ? size_t(batch.chunks) * a.heads * a.kv.slots : 0;
   const size_t lse = a.wants_mass ? size_t(batch.tokens) * a.heads : 0;
   const KvMemory& kv = a.kv;
-  if (staged) {
-    a.staged_pairs = StagedPairs(int64_t{batch.chunks} * kv.kv_heads, kv.slots, kv.head_dim);
-  }
-  const size_t staged_bytes = a.staged_pairs * StagedPairBytes(kv.slots, kv.head_dim);
-  a.staged =
+  const int pairs = batch.chunks * kv.kv_heads;
+  a.staged_pairs = staged ? StagedPairs(pairs, kv.slots, kv.head_dim) : pairs;
+  const size_t staged_bytes = staged ? a.staged_pairs * StagedPairBytes(kv.slots, kv.head_dim) : 0;
+  auto* const scratch =
       static_cast<std::byte*>(Scratch(s, staged_bytes + (parts + logits + lse) * sizeof(float)));
-  a.parts = reinterpret_cast<float*>(a.staged + staged_bytes);
+  a.staged = staged ? scratch : nullptr;
+  a.parts = reinterpret_cast<float*>(scratch + staged_bytes);
   a.logits = a.parts + parts;
   a.lse = a.logits + logits;
 }
@@ -90,10 +90,13 @@ size_t AttentionScratch(const PassShape& shape) {
   const size_t parts =
       size_t(shape.chunks) * shape.kv_heads * PartFloats(kv, static_cast<int>(group));
   const size_t logits = size_t(shape.chunks) * shape.heads * shape.slots;
-  const int pairs =
-      StagedPairs(int64_t{shape.chunks} * shape.kv_heads, shape.slots, shape.head_dim);
-  return pairs * StagedPairBytes(shape.slots, shape.head_dim) +
-         (lse + parts + logits) * sizeof(float);
+  size_t staged = 0;
+  if (shape.copied_slots && shape.weights != DType::kF32) {
+    staged = std::min<int64_t>(int64_t{shape.chunks} * shape.kv_heads,
+                               MostStagedPairs(shape.slots, shape.head_dim)) *
+             StagedPairBytes(shape.slots, shape.head_dim);
+  }
+  return staged + (lse + parts + logits) * sizeof(float);
 }
 
 bool HasMma(int head_dim) {
@@ -125,8 +128,9 @@ void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Bat
   a.wants_mass = mass != nullptr;
   a.mass = mass;
   const bool mma = TakesMma(out, qkv, kv);
+  const bool copies = a.wants_mass || IsQuantized(kv.k_format) || IsQuantized(kv.v_format);
   Provide(s, a, batch, mma && (batch.max_chunk_tokens == 1 || batch.chunks > 1),
-          mma && batch.max_chunk_tokens > 1);
+          mma && batch.max_chunk_tokens > 1 && copies);
   switch (qkv.dtype) {
     case DType::kF32:
       return AttendSimt<float>(s, a, batch);

@@ -17,13 +17,15 @@ struct AttentionArguments {
   int64_t out_stride;
   const void* qkv;  // queries in front; they have been turned, but for a whole DecodePass
   int64_t qkv_stride;
-  DType dtype;        // of out and qkv
-  bool wants_mass;    // mass is taken, or its logits and sums for whoever makes scores of them
-  float* mass;        // [chunks, kv_heads, slots]; null: not written
-  float* lse;         // scratch [tokens, heads]: log-sum-exp of each row; null without mass
-  float* parts;       // scratch of decode: decode/parts.cuh
-  float* logits;      // scratch of decode with mass: [chunks, heads, slots]
-  std::byte* staged;  // scratch of wgmma/staged_slots.cuh, for so many pairs of chunk and KV head
+  DType dtype;      // of out and qkv
+  bool wants_mass;  // mass is taken, or its logits and sums for whoever makes scores of them
+  float* mass;      // [chunks, kv_heads, slots]; null: not written
+  float* lse;       // scratch [tokens, heads]: log-sum-exp of each row; null without mass
+  float* parts;     // scratch of decode: decode/parts.cuh
+  float* logits;    // scratch of decode with mass: [chunks, heads, slots]
+  // Scratch of wgmma/staged_slots.cuh, null: nothing is copied; and the pairs of chunk and KV head
+  // that are attended at a time, for which it has room.
+  std::byte* staged;
   int staged_pairs;
   const Chunk* chunk;
   KvMemory kv;
@@ -107,14 +109,21 @@ constexpr bool HasDecode(KvFormat k, KvFormat v) {
 void LaunchDecode(Stream& s, const DecodePass& p);
 
 // Scratch of chunks of several tokens (wgmma/staged_slots.cuh), of a pair of chunk and KV head: K,
-// V and two numbers of each slot. As many pairs as kStagedBytes have room for, and one at least.
+// V and two numbers of each slot. As many at a time as kStagedBytes have room for; two at least, as
+// one alone leaves much of a GPU idle.
 constexpr size_t kStagedBytes = size_t{128} << 20;
 __host__ __device__ inline size_t StagedPairBytes(int slots, int head_dim) {
   return size_t(slots) * (2 * head_dim * sizeof(uint16_t) + 2 * sizeof(int32_t));
 }
-inline int StagedPairs(int64_t pairs, int slots, int head_dim) {
+inline int64_t MostStagedPairs(int slots, int head_dim) {
   const auto room = static_cast<int64_t>(kStagedBytes / StagedPairBytes(slots, head_dim));
-  return static_cast<int>(pairs < room ? pairs : room > 1 ? room : 1);
+  return room > 2 ? room : 2;
+}
+// Of `pairs`, in shares that are all alike.
+inline int StagedPairs(int64_t pairs, int slots, int head_dim) {
+  const int64_t most = MostStagedPairs(slots, head_dim);
+  const int64_t shares = (pairs + most - 1) / most;
+  return static_cast<int>((pairs + shares - 1) / shares);
 }
 
 constexpr int kSplitSlots = 256;  // of a part

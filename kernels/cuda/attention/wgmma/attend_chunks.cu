@@ -31,7 +31,7 @@ void AttendOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
   const int all = batch.chunks * a.kv.kv_heads;
   for (int first = 0; first < all; first += a.staged_pairs) {
     const unsigned pairs = std::min(all - first, a.staged_pairs);
-    if (rows >= wgmma::kStagedRows) {
+    if (a.staged != nullptr && rows >= wgmma::kStagedRows) {
       wgmma::OrderSlots<<<dim3(1, pairs), wgmma::kOrderThreads, 0, Native(s)>>>(a, first);
       CUDA_CHECK(cudaGetLastError());
       const dim3 copies(tiles(a.kv.slots, wgmma::kCopySlots), pairs);

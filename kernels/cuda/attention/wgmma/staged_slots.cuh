@@ -58,8 +58,8 @@ __device__ inline StagedTask StagedTaskOf(const AttentionArguments& a, int first
   // A ring's slots are in order but for where it begins; scores scatter a chunk among what they
   // keep.
   const bool scattered = !t.in_order && a.rules[t.chunk.lane].wants_mass != 0;
-  t.staged =
-      t.chunk.tokens * a.group >= kStagedRows && (scattered || t.quantized_k || t.quantized_v);
+  t.staged = a.staged != nullptr && t.chunk.tokens * a.group >= kStagedRows &&
+             (scattered || t.quantized_k || t.quantized_v);
   t.sorted = t.in_order || t.staged;
   t.order = nullptr;
   return t;
