@@ -1,5 +1,5 @@
-// What a lane gets from a pass does not depend, to the bit, on the other lanes of it and on how the
-// work is dealt out.
+// What a lane gets from a pass does not depend, to the bit, on the other lanes of it and on how a
+// GPU deals the work out.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,6 +15,17 @@ namespace {
 struct CrowdShape {
   int heads, kv_heads, head_dim;
 };
+
+// Passes of all feeds together, and of each by itself: the same outputs, to the bit.
+void ExpectEachAsAlone(CacheDriver& together, CacheDriver& alone, const std::vector<Feed>& feeds,
+                       int passes) {
+  for (int pass = 0; pass < passes; ++pass) {
+    const std::vector<std::vector<float>> got = together.Run(feeds);
+    for (const Feed& feed : feeds) {
+      ASSERT_EQ(got[feed.lane], alone.Run(feed)) << "lane " << feed.lane << ", pass " << pass;
+    }
+  }
+}
 
 class AttendCrowd : public testing::TestWithParam<
                         std::tuple<CrowdShape, std::string, std::string, DeviceUnderTest>> {
@@ -50,12 +61,7 @@ TEST_P(AttendCrowd, EachLaneAsAlone) {
     }
     feeds.push_back({.lane = lane, .tokens = 1, .stream = first.stream});
   }
-  for (int pass = 0; pass < 4; ++pass) {
-    const std::vector<std::vector<float>> got = together.Run(feeds);
-    for (const Feed& feed : feeds) {
-      ASSERT_EQ(got[feed.lane], alone.Run(feed)) << "lane " << feed.lane << ", pass " << pass;
-    }
-  }
+  ASSERT_NO_FATAL_FAILURE(ExpectEachAsAlone(together, alone, feeds, 4));
   for (int lane = 0; lane < shape.lanes; ++lane) {
     EXPECT_EQ(together.cache().SlotPositions(together.stream(), lane),
               alone.cache().SlotPositions(alone.stream(), lane));
@@ -107,12 +113,7 @@ TEST_P(AttendManyChunks, EachAsAlone) {
     for (CacheDriver* driver : {&together, &alone}) driver->Open(lane, config.policy);
     feeds.push_back({.lane = lane, .tokens = kTokens - lane, .stream = 70u + lane});
   }
-  for (int pass = 0; pass < 2; ++pass) {
-    const std::vector<std::vector<float>> got = together.Run(feeds);
-    for (const Feed& feed : feeds) {
-      ASSERT_EQ(got[feed.lane], alone.Run(feed)) << "lane " << feed.lane << ", pass " << pass;
-    }
-  }
+  ASSERT_NO_FATAL_FAILURE(ExpectEachAsAlone(together, alone, feeds, 2));
 }
 
 std::vector<std::tuple<std::string, DeviceUnderTest>> CudaStorages() {

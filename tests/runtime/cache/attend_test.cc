@@ -247,22 +247,32 @@ struct TilesCase {
 class AttendTiles : public testing::TestWithParam<std::tuple<TilesCase, DeviceUnderTest>> {
  protected:
   void SetUp() override { SKIP_UNLESS_OPENS(std::get<1>(GetParam())); }
+
+  static AttentionSpec Spec() {
+    const TilesCase& c = std::get<0>(GetParam());
+    AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
+    spec.window = c.window;
+    spec.softcap = c.softcap;
+    return spec;
+  }
+  static KvCacheShape ShapeOf(int length) {
+    const auto& [c, under_test] = GetParam();
+    return {.lanes = 1,
+            .kv_heads = c.kv_heads,
+            .head_dim = c.head_dim,
+            .length = length,
+            .max_tokens = length,
+            .plain = under_test.activations};
+  }
 };
 
 // Several blocks of query rows and several tiles of slots, for each head size that has kernels of
 // its own: in order, and with fresh tokens among old ones.
 TEST_P(AttendTiles, EqualsOracle) {
-  const auto& [c, under_test] = GetParam();
+  const DeviceUnderTest& under_test = std::get<1>(GetParam());
   const auto device = under_test.Open();
-  AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
-  spec.window = c.window;
-  spec.softcap = c.softcap;
-  const KvCacheShape shape{.lanes = 1,
-                           .kv_heads = c.kv_heads,
-                           .head_dim = c.head_dim,
-                           .length = 450,
-                           .max_tokens = 450,
-                           .plain = under_test.activations};
+  const AttentionSpec spec = Spec();
+  const KvCacheShape shape = ShapeOf(450);
   CacheConfig config;
   config.policy.policy = "last_recent";
   config.policy.sinks = 3;
@@ -277,15 +287,8 @@ TEST_P(AttendTiles, EqualsOracleWithTheSameSlots) {
   const auto& [c, under_test] = GetParam();
   if (!under_test.cuda) GTEST_SKIP() << "for GPUs";
   const auto device = under_test.Open();
-  AttentionSpec spec = PlainSpec(c.heads, c.kv_heads, c.head_dim);
-  spec.window = c.window;
-  spec.softcap = c.softcap;
-  const KvCacheShape shape{.lanes = 1,
-                           .kv_heads = c.kv_heads,
-                           .head_dim = c.head_dim,
-                           .length = 600,
-                           .max_tokens = 600,
-                           .plain = under_test.activations};
+  const AttentionSpec spec = Spec();
+  const KvCacheShape shape = ShapeOf(600);
   CacheConfig config;
   config.policy.policy = "h2o";
   CacheDriver driver(*device, config, shape, spec, under_test.activations);
