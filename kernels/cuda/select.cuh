@@ -6,6 +6,8 @@
 // high half; amounts are integers, so no result depends on the order in which they were added.
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include <cstdint>
 #include <type_traits>
 
@@ -102,8 +104,51 @@ __device__ inline void FindBin(SelectMemory& memory, uint64_t before, uint64_t t
   }
 }
 
-// Sums of bins over the blocks that share a row: none but this one.
-struct OneBlock {
+// What blocks that share a row do together: those of a cluster or, where there are no clusters, the
+// one that has all of it.
+constexpr int kClusterBlocks = 8;  // as many as every GPU with clusters takes
+
+// As a cluster of one.
+struct LoneBlock {
+  __device__ unsigned block_rank() const { return 0; }
+  __device__ void sync() const { __syncthreads(); }
+  template <class T>
+  __device__ T* map_shared_rank(T* memory, int /*rank*/) const {
+    return memory;
+  }
+};
+
+template <int kBlocks>
+__device__ auto BlocksOfRow() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return LoneBlock();
+#else
+  if constexpr (kBlocks == 1) {
+    return LoneBlock();
+  } else {
+    return cooperative_groups::this_cluster();
+  }
+#endif
+}
+
+// Adds up the bins of all blocks of the row, the exchange of LimitKey.
+template <int kBlocks>
+struct RowSum {
+  __device__ void operator()(uint64_t* bins) const {
+    const auto blocks = BlocksOfRow<kBlocks>();
+    blocks.sync();  // all have filled theirs
+    uint64_t sum = 0;
+    if (threadIdx.x < kBins) {
+      for (int r = 0; r < kBlocks; ++r) sum += blocks.map_shared_rank(bins, r)[threadIdx.x];
+    }
+    blocks.sync();  // all have read
+    if (threadIdx.x < kBins) bins[threadIdx.x] = sum;
+    __syncthreads();
+  }
+};
+
+// The same where no others share the row.
+struct NoExchange {
   __device__ void operator()(uint64_t*) const { __syncthreads(); }
 };
 
@@ -190,13 +235,20 @@ __device__ inline void SortKeys(uint64_t* keys, int size) {
   }
 }
 
+// The same for any number of them, with room for PowerOfTwoFrom(count).
+__device__ inline void PadAndSortKeys(uint64_t* keys, int count) {
+  const int size = PowerOfTwoFrom(count);
+  for (int i = count + threadIdx.x; i < size; i += kSelectThreads) keys[i] = kNoKey;
+  SortKeys(keys, size);
+}
+
 // The `count` lowest keys, ascending, into out: PowerOfTwoFrom(count) keys, which may be
 // memory.warp. REQUIRES: 1 <= count <= end - begin, and every item has a key.
 template <class KeyOf>
 __device__ void SelectLowest(SelectMemory& memory, int64_t begin, int64_t end, int count,
                              int id_bits, const KeyOf& key_of, uint64_t* out) {
   const uint64_t limit =
-      LimitKey(memory, begin, end, count, id_bits, key_of, CountKeys(), OneBlock());
+      LimitKey(memory, begin, end, count, id_bits, key_of, CountKeys(), NoExchange());
   if (threadIdx.x == 0) memory.taken = 0;
   __syncthreads();
 #pragma unroll kSelectAhead
@@ -204,9 +256,7 @@ __device__ void SelectLowest(SelectMemory& memory, int64_t begin, int64_t end, i
     const uint64_t key = key_of(i);
     if (key <= limit) out[atomicAdd(&memory.taken, 1)] = key;
   }
-  const int size = PowerOfTwoFrom(count);
-  for (int i = count + threadIdx.x; i < size; i += kSelectThreads) out[i] = kNoKey;
-  SortKeys(out, size);
+  PadAndSortKeys(out, count);
 }
 
 }  // namespace keyline::cuda

@@ -84,8 +84,41 @@ class ScoredPlacement {
       SelectLowest(memory_, rules_.sinks, candidates_, chunk_.tokens, 32 - __clz(candidates_),
                    key_of, keys_);
     }
-    const uint64_t* keys = keys_;
-    Fill(head, [keys](int i) { return static_cast<int>(static_cast<uint32_t>(keys[i])); });
+    FillFromKeys(head);
+  }
+
+  // The same by the kBlocks of a row together, whose first one's memory has the keys.
+  // REQUIRES: `keys` is memory.warp, and has room.
+  template <int kBlocks>
+  __device__ void EvictLowestTogether(int head, const Ranking& ranking) {
+    const auto blocks = BlocksOfRow<kBlocks>();
+    const unsigned rank = blocks.block_rank();
+    const int part = (candidates_ - rules_.sinks + kBlocks - 1) / kBlocks;
+    const int begin = min(rules_.sinks + static_cast<int>(rank) * part, candidates_);
+    const int end = min(begin + part, candidates_);
+    if (threadIdx.x == 0) memory_.taken = 0;
+    const uint64_t limit = LimitKey(
+        memory_, begin, end, chunk_.tokens, 32 - __clz(candidates_),
+        [&ranking](int64_t slot) { return ranking.Key(slot); }, CountKeys(), RowSum<kBlocks>());
+    // All blocks have left their histograms, in whose place the keys come.
+    int* const taken = blocks.map_shared_rank(&memory_.taken, 0);
+    uint64_t* const keys = blocks.map_shared_rank(keys_, 0);
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll kSelectAhead
+    for (int first = begin + static_cast<int>(threadIdx.x) - lane; first < end;
+         first += kSelectThreads) {
+      const uint64_t key = first + lane < end ? ranking.Key(first + lane) : kNoKey;
+      const bool mine = key <= limit;
+      const unsigned all = __ballot_sync(kAllLanes, mine);
+      int at = 0;
+      if (lane == 0 && all != 0) at = atomicAdd(taken, __popc(all));
+      at = __shfl_sync(kAllLanes, at, 0);
+      if (mine) keys[at + __popc(all & ((1u << lane) - 1))] = key;
+    }
+    blocks.sync();
+    if (rank > 0) return;
+    PadAndSortKeys(keys_, chunk_.tokens);
+    FillFromKeys(head);
   }
 
   // Extremes of a head's ranked slots; `moved`: after the moves of EvictLowest, that is, with the
@@ -112,6 +145,11 @@ class ScoredPlacement {
   }
   // The i-th oldest token of the grace ring.
   __device__ int32_t RingSlot(int i) const { return GraceSlot(rules_, progress_, i); }
+
+  __device__ void FillFromKeys(int head) const {
+    const uint64_t* keys = keys_;
+    Fill(head, [keys](int i) { return static_cast<int>(static_cast<uint32_t>(keys[i])); });
+  }
 
   // The ring's oldest tokens move to the first of the evicted slots, the other evicted slots take
   // the chunk's first tokens, and the ring its last.
@@ -144,18 +182,29 @@ class ScoredPlacement {
 // memory.
 constexpr int kSharedKeys = kSelectWarps * kBins;
 
-// By score alone. Blocks: chunks x KV heads.
-__global__ void __launch_bounds__(kSelectThreads)
+// Slots from which on the blocks of a cluster share a head's.
+constexpr int kSharedSlots = 4096;
+
+// By score alone. Blocks: chunks x KV heads, of each kBlocks. More than one: only where the code
+// that runs is for compute capability 9.0 or later, and the keys have room in shared memory.
+template <int kBlocks>
+__global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads)
     PlaceByScoreKernel(Placement out, Batch batch, SlotTable table, int policy, uint64_t* scratch,
                        int room) {
   __shared__ SelectMemory memory;
-  const Chunk chunk = batch.chunk[blockIdx.x];
+  const int number = blockIdx.x / kBlocks;
+  const Chunk chunk = batch.chunk[number];
   if (table.rules[chunk.lane].policy != policy) return;
   const int head = blockIdx.y;
-  uint64_t* keys = scratch == nullptr
-                       ? &memory.warp[0][0]
-                       : scratch + (size_t(blockIdx.x) * table.kv_heads + head) * room;
+  uint64_t* keys = scratch == nullptr ? &memory.warp[0][0]
+                                      : scratch + (size_t(number) * table.kv_heads + head) * room;
   ScoredPlacement placement(out, table, chunk, memory, keys);
+  if constexpr (kBlocks > 1) {
+    if (placement.full() && placement.scored()) {
+      return placement.EvictLowestTogether<kBlocks>(head, placement.RankingOf(head, false));
+    }
+    if (BlocksOfRow<kBlocks>().block_rank() > 0) return;
+  }
   if (!placement.full()) {
     placement.PlaceInOrder(head);
   } else if (!placement.scored()) {
@@ -229,9 +278,10 @@ void PlaceByScore(Stream& s, const Placement& out, const Batch& batch, const Slo
     PlaceWithErrorsKernel<<<batch.chunks, kSelectThreads, extremes, Native(s)>>>(
         out, batch, table, policy, scratch, room);
   } else {
-    const dim3 grid(batch.chunks, table.kv_heads);
-    PlaceByScoreKernel<<<grid, kSelectThreads, 0, Native(s)>>>(out, batch, table, policy, scratch,
-                                                               room);
+    const bool together = HasClusters(s) && scratch == nullptr && table.slots > kSharedSlots;
+    const auto kernel = together ? PlaceByScoreKernel<kClusterBlocks> : PlaceByScoreKernel<1>;
+    const dim3 grid(batch.chunks * (together ? kClusterBlocks : 1), table.kv_heads);
+    kernel<<<grid, kSelectThreads, 0, Native(s)>>>(out, batch, table, policy, scratch, room);
   }
   CUDA_CHECK(cudaGetLastError());
 }

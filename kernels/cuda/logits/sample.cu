@@ -7,66 +7,22 @@
 // largest: exact, so the same whoever adds them.
 #include <cfloat>
 
-#include <cooperative_groups.h>
-
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/logits/logit_keys.cuh"
 #include "kernels/cuda/logits/softmax_sums.cuh"
+#include "kernels/cuda/select.cuh"
 #include "kernels/ops/philox.h"
 
 namespace keyline::cuda {
 namespace {
-
-namespace cg = cooperative_groups;
-
-constexpr int kClusterBlocks = 8;  // as many as every GPU with clusters takes
-
-// What a row's blocks do together, where that is one.
-struct OneBlock {
-  __device__ unsigned block_rank() const { return 0; }
-  __device__ void sync() const { __syncthreads(); }
-  template <class T>
-  __device__ T* map_shared_rank(T* memory, int /*rank*/) const {
-    return memory;
-  }
-};
-
-template <int kBlocks>
-__device__ auto BlocksOfRow() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  return OneBlock();
-#else
-  if constexpr (kBlocks == 1) {
-    return OneBlock();
-  } else {
-    return cg::this_cluster();
-  }
-#endif
-}
 
 // What the blocks of a row read of each other, in shared memory.
 struct Published {
   SoftmaxSums sums;
   uint64_t best;
   uint64_t mass;
-};
-
-// Adds up the bins of all blocks of the row.
-template <int kBlocks>
-struct RowSum {
-  __device__ void operator()(uint64_t* bins) const {
-    const auto blocks = BlocksOfRow<kBlocks>();
-    blocks.sync();  // all have filled theirs
-    uint64_t sum = 0;
-    if (threadIdx.x < kBins) {
-      for (int r = 0; r < kBlocks; ++r) sum += blocks.map_shared_rank(bins, r)[threadIdx.x];
-    }
-    blocks.sync();  // all have read
-    if (threadIdx.x < kBins) bins[threadIdx.x] = sum;
-    __syncthreads();
-  }
 };
 
 // What one block does for its row; all threads together.
