@@ -2,7 +2,9 @@
 // and k get their norm and RoPE on the way. Rotates halves: dimension i turns with i + d / 2 (Su et
 // al. 2021, https://arxiv.org/abs/2104.09864, in the order of GPT-NeoX).
 #include <algorithm>
+#include <type_traits>
 
+#include "kernels/cuda/cache/head_turn.cuh"
 #include "kernels/cuda/cache/write_head.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
@@ -30,8 +32,13 @@ __global__ void MoveSlotsKernel(KvMemory kv, SlotTable table, Placement placemen
   if (threadIdx.x % kWarp == 0) MoveEntry(table, lane, head, from, to);
 }
 
-// A warp takes vectors of q, and (k, v) of KV heads, of one token. Grid: (tokens, shares of a
-// token). Dynamic shared memory: [warps][head_dim] floats.
+// Of a token: vectors of q and (k, v) of KV heads go round the warps of all its blocks.
+struct WarpShare {
+  int first = static_cast<int>(blockIdx.y * (blockDim.x / kWarp) + threadIdx.x / kWarp);
+  int step = static_cast<int>(gridDim.y * (blockDim.x / kWarp));
+};
+
+// Grid: (tokens, shares of a token). Dynamic shared memory: [warps][head_dim] floats.
 template <class T>
 __global__ void RotateAndWriteKernel(KvMemory kv, SlotTable table, Placement placement, T* qkv,
                                      int64_t stride, Batch batch, AttentionSpec spec) {
@@ -42,9 +49,8 @@ __global__ void RotateAndWriteKernel(KvMemory kv, SlotTable table, Placement pla
   const int32_t position = batch.positions[token];
   const int lane = batch.chunk[batch.token_chunk[token]].lane;
   T* row = qkv + token * stride;
-  const int warps = blockDim.x / kWarp;
-  for (int unit = blockIdx.y * warps + threadIdx.x / kWarp; unit < spec.heads + spec.kv_heads;
-       unit += gridDim.y * warps) {
+  const WarpShare share;
+  for (int unit = share.first; unit < spec.heads + spec.kv_heads; unit += share.step) {
     if (unit < spec.heads) {
       RotateQuery(x, row + int64_t{unit} * dim, spec, position);
     } else {
@@ -53,6 +59,86 @@ __global__ void RotateAndWriteKernel(KvMemory kv, SlotTable table, Placement pla
               position);
     }
   }
+}
+
+// As WriteKv, where HeadTurn does it and K and V are stored as T, in which v is already.
+template <class T, int kEach>
+__device__ void WriteWholeKv(const HeadTurn<kEach>& turn, const T* row, const KvMemory& kv,
+                             const SlotTable& table, const AttentionSpec& spec, int lane, int head,
+                             int slot, int32_t position) {
+  using Piece = HeadPiece<kEach, T>;
+  constexpr int kDim = HeadTurn<kEach>::kDim;
+  DeviceCheck(slot >= 0 && slot < table.rules[lane].length);
+  const T* const k = row + (spec.heads + head) * kDim;
+  const Piece of_k = Piece::Of(k);
+  const Piece of_v = Piece::Of(k + spec.kv_heads * kDim);
+  float x[kEach];
+  of_k.ToFloats(x);
+  turn.Norm(spec.k_norm, x);
+  turn.Turn(x);
+  const Piece turned = Piece::FromFloats(x);
+  const auto row_of = [&](std::byte* memory, KvFormat format) {
+    return reinterpret_cast<T*>(HeadOf(memory, format, kv, lane, head).row(slot));
+  };
+  Piece::Of(row_of(kv.k, kv.k_format)) = turned;
+  Piece::Of(row_of(kv.v, kv.v_format)) = of_v;
+  const float k_lost = table.errors == nullptr ? 0 : LostOf(x, turned);
+  float value_norm = 0;
+  if (table.value_norms != nullptr) {
+    of_v.ToFloats(x);
+    value_norm = NormOf(x);
+  }
+  if (threadIdx.x % kWarp > 0) return;
+  WriteEntry(table, lane, head, slot, position, value_norm, k_lost, 0);
+}
+
+// The same where HeadTurn does it. kPlain: K and V are stored as T.
+template <class T, int kEach, bool kPlain>
+__global__ void RotateAndWriteWholeKernel(KvMemory kv, SlotTable table, Placement placement, T* qkv,
+                                          int64_t stride, Batch batch, AttentionSpec spec) {
+  extern __shared__ float vectors[];
+  using Piece = HeadPiece<kEach, T>;
+  constexpr int kDim = HeadTurn<kEach>::kDim;
+  constexpr int kAtOnce = 4;  // queries whose numbers come together
+  const int64_t token = blockIdx.x;
+  const int32_t position = batch.positions[token];
+  const HeadTurn<kEach> turn(spec.rope, position);
+  const int lane = batch.chunk[batch.token_chunk[token]].lane;
+  T* const row = qkv + token * stride;
+  const WarpShare share;
+  for (int first = share.first; first < spec.heads; first += kAtOnce * share.step) {
+    Piece pieces[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int head = first + i * share.step;
+      if (head < spec.heads) pieces[i] = Piece::Of(row + head * kDim);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int head = first + i * share.step;
+      if (head >= spec.heads) break;
+      float x[kEach];
+      pieces[i].ToFloats(x);
+      turn.Norm(spec.q_norm, x);
+      turn.Turn(x);
+      Piece::Of(row + head * kDim) = Piece::FromFloats(x);
+    }
+  }
+  for (int head = share.first; head < spec.kv_heads; head += share.step) {
+    const int slot = placement.slots[token * kv.kv_heads + head];
+    if constexpr (kPlain) {
+      WriteWholeKv(turn, row, kv, table, spec, lane, head, slot, position);
+    } else {
+      WriteKv(vectors + threadIdx.x / kWarp * kDim, row, kv, table, spec, lane, head, slot,
+              position);
+    }
+  }
+}
+
+// Dimensions of a lane where HeadTurn does it; 0: it does not.
+int EachOf(const TensorView& qkv, const AttentionSpec& spec) {
+  const bool aligned = reinterpret_cast<uintptr_t>(qkv.data) % 16 == 0 && qkv.strides[0] % 8 == 0;
+  return aligned ? EachOfHeadTurn(spec.head_dim, spec.rope) : 0;
 }
 
 unsigned BlocksFor(int64_t warps, int of_a_block) {
@@ -79,11 +165,30 @@ void RotateAndWrite(Stream& s, const KvMemory& kv, const SlotTable& table,
   // As few shares as fill the device: a warp's vectors have the token's rotation in common.
   const unsigned shares = std::min(BlocksFor(spec.heads + spec.kv_heads, warps),
                                    BlocksFor(kBlocksAtOnce * Multiprocessors(s), batch.tokens));
+  const dim3 grid(batch.tokens, shares);
+  const int each = EachOf(qkv, spec);
   DispatchFloat(qkv.dtype, [&](auto x) {
     using T = decltype(x);
-    RotateAndWriteKernel<T>
-        <<<dim3(batch.tokens, shares), warps * kWarp, warps * vector, Native(s)>>>(
-            kv, table, placement, qkv.as<T>(), qkv.strides[0], batch, spec);
+    const auto launch = [&](auto* kernel, size_t shared) {
+      kernel<<<grid, warps * kWarp, shared, Native(s)>>>(kv, table, placement, qkv.as<T>(),
+                                                         qkv.strides[0], batch, spec);
+    };
+    if constexpr (sizeof(T) == 2) {
+      constexpr KvFormat kPlain = std::is_same_v<T, __half> ? KvFormat::kF16 : KvFormat::kBF16;
+      const bool plain = kv.k_format == kPlain && kv.v_format == kPlain;
+      const size_t shared = plain ? 0 : warps * vector;
+      if (each == 2) {
+        return launch(
+            plain ? RotateAndWriteWholeKernel<T, 2, true> : RotateAndWriteWholeKernel<T, 2, false>,
+            shared);
+      }
+      if (each == 4) {
+        return launch(
+            plain ? RotateAndWriteWholeKernel<T, 4, true> : RotateAndWriteWholeKernel<T, 4, false>,
+            shared);
+      }
+    }
+    launch(RotateAndWriteKernel<T>, warps * vector);
   });
   CUDA_CHECK(cudaGetLastError());
 }

@@ -89,56 +89,9 @@ __device__ inline float NormOf(const float* x, int dim) {
   return static_cast<float>(sqrt(ReduceWarp(squares, Plus())));
 }
 
-// A query of 32 * kEach dimensions, all of which turn, in registers: lane i has kEach from i *
-// kEach on, and lane i ^ 16 what they turn with.
-template <int kEach, class T>
-__device__ void RotateWholeQuery(T* q, const RmsNorm& norm, const Rope& rope, int32_t position) {
-  constexpr int kHalf = kEach * kWarp / 2;
-  struct alignas(kEach * sizeof(T)) Piece {
-    T value[kEach];
-  };
-  const int lane = threadIdx.x % kWarp;
-  const int first = lane * kEach;
-  auto* const place = reinterpret_cast<Piece*>(q + first);
-  Piece piece = *place;
-  DeviceCheck(position >= 0 && position < rope.positions);
-  const float* const turns = rope.table + (int64_t{position} * kHalf + first % kHalf) * 2;
-  float2 turn[kEach];
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) turn[j] = reinterpret_cast<const float2*>(turns)[j];
-  float x[kEach];
-  float squares = 0;
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    x[j] = ToFloat(piece.value[j]);
-    squares = fmaf(x[j], x[j], squares);
-  }
-  if (norm.weight != nullptr) {
-    squares = ReduceWarp(squares, Plus());
-    const float scale = 1.0f / sqrtf(squares / static_cast<float>(2 * kHalf) + norm.eps);
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) x[j] = x[j] * scale * norm.weight[first + j];
-  }
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    const float other = __shfl_xor_sync(kAllLanes, x[j], kWarp / 2);
-    const float along = __fmul_rn(x[j], turn[j].x);
-    const float across = __fmul_rn(other, turn[j].y);
-    piece.value[j] =
-        FromFloat<T>(lane < kWarp / 2 ? __fsub_rn(along, across) : __fadd_rn(along, across));
-  }
-  *place = piece;
-}
-
 // x: working memory of the warp, [head_dim].
 template <class T>
 __device__ void RotateQuery(float* x, T* q, const AttentionSpec& spec, int32_t position) {
-  const int each = spec.head_dim / kWarp;  // of a lane
-  if (spec.rope.rotary_dim == spec.head_dim && spec.head_dim % kWarp == 0 &&
-      reinterpret_cast<uintptr_t>(q) % (each * sizeof(T)) == 0) {
-    if (each == 2) return RotateWholeQuery<2>(q, spec.q_norm, spec.rope, position);
-    if (each == 4) return RotateWholeQuery<4>(q, spec.q_norm, spec.rope, position);
-  }
   LoadHead(x, q, spec.head_dim);
   NormAndRotate(x, spec.head_dim, spec.q_norm, spec.rope, position);
   for (int j = threadIdx.x % kWarp; j < spec.head_dim; j += kWarp) q[j] = FromFloat<T>(x[j]);
