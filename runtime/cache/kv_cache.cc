@@ -284,7 +284,12 @@ void KvCache::Attend(Stream& s, const Batch& batch, TensorView qkv, const Attent
       (batch.max_chunk_tokens == 1 && ops::PlaceDecode(s, std::span(&cache, 1), batch, rules));
   if (!placed) {
     for (int i = 0; i < policies; ++i) state.policies[i]->Place(s, placement, batch, table, i);
-    if (state.needs.moves) ops::MoveSlots(s, kv, table, placement, batch);
+    // Only a grace ring moves tokens. What is recorded must do for sequences that open later.
+    const auto moves = [](const LaneRules& rules) { return rules.grace > 0; };
+    if (state.needs.moves &&
+        (batch.max_chunk_tokens == 1 || std::ranges::any_of(state.lane_rules, moves))) {
+      ops::MoveSlots(s, kv, table, placement, batch);
+    }
   }
   if (!placed || !ops::AttendDecode(s, out, qkv, batch, kv, table, placement, spec, rules)) {
     ops::RotateAndWrite(s, kv, table, placement, qkv, batch, spec);

@@ -12,7 +12,7 @@
 namespace keyline::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 constexpr int kMostLayers = 128;  // of a launch, whose parameters may have 32764 bytes
 
 struct DecodePlaces {
