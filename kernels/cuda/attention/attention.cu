@@ -44,7 +44,7 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
           .mass = nullptr,
           .lse = nullptr,
           .parts = nullptr,
-          .logits = nullptr,
+          .weights = nullptr,
           .staged = nullptr,
           .staged_pairs = 0,
           .chunk = batch.chunk,
@@ -54,6 +54,7 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
           .value_norms = nullptr,
           .heads = spec.heads,
           .group = spec.heads / spec.kv_heads,
+          .splits_log2 = Splits::Log2(spec.kv_heads, spec.heads / spec.kv_heads),
           .scale = spec.scale,
           .softcap = spec.softcap,
           .window = spec.window};
@@ -64,18 +65,20 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
 void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode, bool staged) {
   const size_t parts =
       decode ? size_t(batch.chunks) * a.kv.kv_heads * PartFloats(a.kv, a.group) : 0;
-  const size_t logits = decode && a.wants_mass ? size_t(batch.chunks) * a.heads * a.kv.slots : 0;
+  const size_t weights = decode && a.wants_mass ? size_t(batch.chunks) * a.kv.kv_heads *
+                                                      WeightFloats(a.kv.slots, a.group)
+                                                : 0;
   const size_t lse = a.wants_mass ? size_t(batch.tokens) * a.heads : 0;
   const KvMemory& kv = a.kv;
   const int pairs = batch.chunks * kv.kv_heads;
   a.staged_pairs = staged ? StagedPairs(pairs, kv.slots, kv.head_dim) : pairs;
   const size_t staged_bytes = staged ? a.staged_pairs * StagedPairBytes(kv.slots, kv.head_dim) : 0;
   auto* const scratch =
-      static_cast<std::byte*>(Scratch(s, staged_bytes + (parts + logits + lse) * sizeof(float)));
+      static_cast<std::byte*>(Scratch(s, staged_bytes + (parts + weights + lse) * sizeof(float)));
   a.staged = staged ? scratch : nullptr;
   a.parts = reinterpret_cast<float*>(scratch + staged_bytes);
-  a.logits = a.parts + parts;
-  a.lse = a.logits + logits;
+  a.weights = a.parts + parts;
+  a.lse = a.weights + weights;
 }
 
 }  // namespace
@@ -85,18 +88,17 @@ size_t AttentionScratch(const PassShape& shape) {
   KvMemory kv;
   kv.slots = shape.slots;
   kv.head_dim = shape.head_dim;
-  const size_t group = shape.heads / shape.kv_heads;
+  const int group = shape.heads / shape.kv_heads;
   const size_t lse = size_t(shape.tokens) * shape.heads;
-  const size_t parts =
-      size_t(shape.chunks) * shape.kv_heads * PartFloats(kv, static_cast<int>(group));
-  const size_t logits = size_t(shape.chunks) * shape.heads * shape.slots;
+  const size_t decode = size_t(shape.chunks) * shape.kv_heads *
+                        (PartFloats(kv, group) + WeightFloats(shape.slots, group));
   size_t staged = 0;
   if (shape.copied_slots && shape.weights != DType::kF32) {
     staged = std::min<int64_t>(int64_t{shape.chunks} * shape.kv_heads,
                                MostStagedPairs(shape.slots, shape.head_dim)) *
              StagedPairBytes(shape.slots, shape.head_dim);
   }
-  return staged + (lse + parts + logits) * sizeof(float);
+  return staged + (lse + decode) * sizeof(float);
 }
 
 bool HasMma(int head_dim) {

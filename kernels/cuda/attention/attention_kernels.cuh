@@ -22,7 +22,7 @@ struct AttentionArguments {
   float* mass;      // [chunks, kv_heads, slots]; null: not written
   float* lse;       // scratch [tokens, heads]: log-sum-exp of each row; null without mass
   float* parts;     // scratch of decode: decode/parts.cuh
-  float* logits;    // scratch of decode with mass: [chunks, heads, slots]
+  float* weights;   // scratch of decode with mass: decode/parts.cuh
   // Scratch of wgmma/staged_slots.cuh, null: nothing is copied; and the pairs of chunk and KV head
   // that are attended at a time, for which it has room.
   std::byte* staged;
@@ -33,7 +33,8 @@ struct AttentionArguments {
   const int32_t* slot_pos;
   const float* value_norms;  // read by decode with mass where not null
   int heads;
-  int group;  // query heads of a KV head
+  int group;        // query heads of a KV head
+  int splits_log2;  // how decode splits slots: Splits
   float scale;
   float softcap;
   int window;
@@ -126,16 +127,57 @@ inline int StagedPairs(int64_t pairs, int slots, int head_dim) {
   return static_cast<int>((pairs + shares - 1) / shares);
 }
 
-constexpr int kSplitSlots = 256;  // of a part
-__host__ __device__ constexpr int SplitsOfSlots(int slots) {
-  return (slots + kSplitSlots - 1) / kSplitSlots;
+constexpr int kDecodeHeads = 8;  // query heads of a KV head that decode attends at a time
+__host__ __device__ constexpr int RowTilesOf(int group) {
+  return (group + kDecodeHeads - 1) / kDecodeHeads;
 }
-__host__ __device__ inline int SplitsOf(const KvMemory& kv) { return SplitsOfSlots(kv.slots); }
+
+// How decode splits the slots of a lane: 256 to a part, or as many more as leave about two parts of
+// a sequence for each multiprocessor of a large GPU. More parts cost bytes, fewer leave blocks
+// idle. It depends on the lane and the model alone, so that no sequence's numbers depend on others.
+class Splits {
+ public:
+  static constexpr int kUnit = 128;  // a multiple of what a block takes at a time, of any format
+  static constexpr int kLeastSlots = 256;
+
+  __device__ Splits(const AttentionArguments& a, int used) {
+    const int even = used >> a.splits_log2;
+    slots_ = max(kLeastSlots, (even + kUnit - 1) / kUnit * kUnit);
+    count_ = static_cast<int>(static_cast<unsigned>(used + slots_ - 1) / slots_);
+  }
+
+  __device__ int slots() const { return slots_; }  // of each, but for the last
+  __device__ int count() const { return count_; }
+
+  // No lane of at most `slots` slots has more.
+  __host__ __device__ static int Most(int slots) { return (slots + kLeastSlots - 1) / kLeastSlots; }
+
+  // AttentionArguments::splits_log2: the logarithm of how many of one KV head's query heads
+  // suffice.
+  static int Log2(int kv_heads, int group) {
+    constexpr int kPartsOfLane = 256;
+    int log2 = 3;  // warps that merge have something to do
+    while (kv_heads * RowTilesOf(group) << (log2 + 1) <= kPartsOfLane) ++log2;
+    return log2;
+  }
+
+ private:
+  int slots_;
+  int count_;
+};
+
 // Of the parts of a chunk and KV head: o [splits, group, head_dim]; m, l and v [group, splits]. A
 // multiple of 4, as whoever reads o wants it.
 __host__ __device__ inline size_t PartFloats(const KvMemory& kv, int group) {
-  const size_t sums = size_t(group) * SplitsOf(kv);
+  const size_t sums = size_t(group) * Splits::Most(kv.slots);
   return sums * kv.head_dim + (3 * sums + 3) / 4 * 4;
+}
+
+// Of the weights of a chunk and KV head, which are half as long: decode/parts.cuh. Slots come in
+// whole tiles.
+constexpr int kWeightTile = 16;
+__host__ __device__ inline size_t WeightFloats(int slots, int group) {
+  return size_t(group) * (slots / 2 + slots / kWeightTile);
 }
 
 }  // namespace keyline::cuda

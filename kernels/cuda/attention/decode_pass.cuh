@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kMergeThreads) FinishDecode(const DecodePass p
   LetSuccessorBegin();
   const AttentionArguments& a = p.attention;
   const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
-  const int splits = SplitsOfSlots(t.used);
+  const int splits = Splits(a, t.used).count();
   const LaneRules rules = p.table.rules[t.chunk.lane];
   WaitForPredecessor();
   const int head = blockIdx.x;
@@ -27,19 +27,35 @@ __global__ void __launch_bounds__(kMergeThreads) FinishDecode(const DecodePass p
     return;
   }
   const PolicyRule rule = p.policies[rules.policy];
-  const int begin = (head - a.group) * kMassSlots;
+  const int begin = (head - a.group) * SlotMass::kBlockSlots;
   if (!t.mass || begin >= t.used || !rule.by_score) return;
-  const float weighted = MergeLse(merge, a, t, blockIdx.z, splits);
+  const SlotMass masses(DecodeWeights(a, blockIdx.z, t.kv_head), a.group, begin, t.used);
+  const size_t first = t.slot_pos - a.slot_pos + masses.first();
+  float4* const scores = reinterpret_cast<float4*>(p.table.scores + first);
+  constexpr int kNext = 2;  // the thread's other four slots: 8 further on
+  float4 score[2] = {};
+  if (masses.there()) {
+    score[0] = scores[0];
+    score[1] = scores[kNext];
+  }
+  const float weighted = MergeLse(merge, a, t, blockIdx.z, splits, rule.score.value_norms);
   // All values are zero, and no slot is worth more than another.
-  if (rule.score.value_norms && !(weighted > 0)) return;
-  const size_t first = t.slot_pos - a.slot_pos;
-  ForEachMass(a, DecodeLogits(a, blockIdx.z, t.kv_head), merge, begin, t.used,
-              [&](int slot, float mass) {
-                if (rule.score.value_norms) {
-                  mass = __fdiv_rn(__fmul_rn(p.table.value_norms[first + slot], mass), weighted);
-                }
-                p.table.scores[first + slot] = __fadd_rn(p.table.scores[first + slot], mass);
-              });
+  if (!masses.there() || (rule.score.value_norms && !(weighted > 0))) return;
+  float mass[SlotMass::kSlots];
+  masses.Sum(merge, mass);
+  if (rule.score.value_norms) {
+#pragma unroll
+    for (int i = 0; i < SlotMass::kSlots; ++i) {
+      const float norm = p.table.value_norms[first + i / 4 * 8 + i % 4];
+      mass[i] = __fdiv_rn(__fmul_rn(norm, mass[i]), weighted);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float* const add = mass + 4 * i;
+    scores[i * kNext] = make_float4(__fadd_rn(score[i].x, add[0]), __fadd_rn(score[i].y, add[1]),
+                                    __fadd_rn(score[i].z, add[2]), __fadd_rn(score[i].w, add[3]));
+  }
 }
 
 }  // namespace keyline::cuda

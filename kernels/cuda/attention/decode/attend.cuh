@@ -24,7 +24,6 @@
 
 namespace keyline::cuda {
 
-constexpr int kDecodeWarps = 4;
 constexpr int kDecodeThreads = kDecodeWarps * kWarp;
 
 template <KvFormat kK, KvFormat kV, int kDim>
@@ -43,11 +42,11 @@ struct DecodeShared {
   // pitch keeps lanes that write the same element of different heads apart.
   static constexpr int kMergePitch = kDim + 4;
   static_assert(kDecodeHeads * kMergePitch * int{sizeof(float)} <= OnePortion::kBytes);
-  // Portions of an item that a warp takes.
-  static constexpr int kTurns = kSplitSlots / (kDecodeWarps * OnePortion::kSlots);
-  static_assert(kTurns * kDecodeWarps * OnePortion::kSlots == kSplitSlots);
+  // Slots that a block's warps take at a time, a portion each.
+  static constexpr int kTurnSlots = kDecodeWarps * OnePortion::kSlots;
+  static_assert(Splits::kUnit % kTurnSlots == 0);
   // What is on its way when a unit begins is of its first item.
-  static_assert(kPortions - 1 <= kTurns);
+  static_assert(kPortions - 1 <= Splits::kLeastSlots / kTurnSlots);
 };
 
 // m, l and v of flash attention of this lane's two heads: m of all lanes with these heads, l and v
@@ -90,40 +89,70 @@ struct DecodeSums {
 
 // What an item's portions share.
 struct DecodeItem {
-  int position;   // of the query
-  int lowest;     // it sees positions above
-  int used;       // slots
-  int rows;       // query heads
-  float* logits;  // of the first of them, [slots]; null: not wanted
-  int slots;      // from a head's logits to the next one's
-  bool norms;     // of values, known and wanted
+  int position;  // of the query
+  int lowest;    // it sees positions above
+  int used;      // slots
+  int rows;      // query heads
+  bool mass;     // weights are kept for it
+  bool norms;    // of values, known and wanted
 };
 
-// Unseen slots' logits become -inf; those of used slots go to memory where they are wanted.
+// Unseen slots' logits become -inf.
 template <int kTiles>
-__device__ void MaskLogits(float (&s)[kTiles][4], const DecodeItem& item, const int32_t* positions,
-                           int first) {
+__device__ void MaskLogits(float (&s)[kTiles][4], const DecodeItem& item,
+                           const int32_t* positions) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int in_portion = n * 16 + i * 8 + lane / 4;
-      const int slot = first + in_portion;
-      const int p = positions[in_portion];
+      const int p = positions[n * 16 + i * 8 + lane / 4];
       const bool seen = p > item.lowest && p <= item.position;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float& logit = s[n][2 * i + h];
-        logit = seen ? logit : -INFINITY;
-        const int row = lane % 4 * 2 + h;
-        if (item.logits != nullptr && row < item.rows && slot < item.used) {
-          item.logits[size_t(row) * item.slots + slot] = logit;
+      for (int h = 0; h < 2; ++h) s[n][2 * i + h] = seen ? s[n][2 * i + h] : -INFINITY;
+    }
+  }
+}
+
+// Where the weights of an item go, for whoever makes mass of them.
+class WeightKeeper {
+ public:
+  // rows: query heads of the item, from first_row of the group on.
+  __device__ WeightKeeper(const DecodeWeights& to, int first_row, int rows)
+      : rows_(rows),
+        next_(to.pairs_of_head()),
+        next_base_(to.tiles_of_head()),
+        pairs_(to.pairs(first_row + RowOf(0), 0) + threadIdx.x % kWarp / 4),
+        base_(to.bases(first_row + RowOf(0))) {}
+
+  // Those of the kTiles * 16 slots from `first` on, over 2^m.
+  template <int kTiles>
+  __device__ void Keep(const float (&s)[kTiles][4], const float (&m)[2], int first) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (RowOf(h) >= rows_) continue;
+      const int tile = first / DecodeWeights::kTile;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        pairs_[h * next_ + (tile + n) * DecodeWeights::kPairs] =
+            __floats2half2_rn(s[n][h], s[n][2 + h]);
+        if (threadIdx.x % kWarp < 4) {
+          base_[h * next_base_ + tile + n] = m[h] == -INFINITY ? 0.0f : m[h];
         }
       }
     }
   }
-}
+
+ private:
+  // Of this lane's two.
+  __device__ static int RowOf(int h) { return threadIdx.x % 4 * 2 + h; }
+
+  int rows_;
+  int next_;  // from a head's pairs to the next one's
+  int next_base_;
+  __half2* pairs_;
+  float* base_;
+};
 
 // By all warps: merges what they know, in their order, into the item's part. sums: of warp w at
 // sums + w * stride, as DecodeShared says.
@@ -157,7 +186,7 @@ __device__ void MergeWarps(const float* sums, int stride, const AttentionArgumen
     const int head = walk.first_row() + row;
     *reinterpret_cast<float4*>(part.o + (size_t(walk.split()) * a.group + head) * kDim + d) = o;
     if (d == 0) {
-      const size_t at = size_t(head) * SplitsOf(a.kv) + walk.split();
+      const size_t at = size_t(head) * part.splits + walk.split();
       part.m[at] = top;
       part.l[at] = length;
       part.v[at] = values;
@@ -204,7 +233,7 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
                          HeadOf(a.kv.v, kV, a.kv, t.chunk.lane, t.kv_head), t.slot_pos,
                          a.value_norms == nullptr ? nullptr : a.value_norms + head, first, t.used);
       }
-      if (++ahead_turn == Shared::kTurns) {
+      if (++ahead_turn * Shared::kTurnSlots == ahead.split_slots()) {
         ahead_turn = 0;
         if (--ahead_items > 0) ahead.Next();
       }
@@ -212,8 +241,15 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
     CommitCopies();
     ahead_at = ahead_at + 1 == kPortions ? 0 : ahead_at + 1;
   };
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < kPortions - 1; ++i) fill();
+  // The token's, of the unit that begins.
+  const auto placed = [&] {
+    const AttentionTask& t = walk.task();
+    return p.whole ? p.placement.slots[int64_t{t.chunk.first_token} * a.kv.kv_heads + t.kv_head]
+                   : 0;
+  };
+  int slot = placed();
   if (p.whole) WaitForPredecessor();
 
   Keys<kK, kDim> keys;
@@ -226,14 +262,12 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
                                  t.chunk.first_token * a.qkv_stride +
                                  size_t(t.kv_head * a.group + walk.first_row()) * kDim,
                              kDim, min(kDecodeHeads, a.group - walk.first_row())};
-    int slot = 0;              // the token's
-    int item = 0;              // that has it, counted from this one
+    int item = 0;              // that has the token's slot, counted from this one
     int portion = 0;           // of the item's
     std::byte* row = nullptr;  // what the slot gets, where one of these items has it
     if (p.whole) {
-      slot = p.placement.slots[int64_t{t.chunk.first_token} * a.kv.kv_heads + t.kv_head];
-      item = slot / kSplitSlots - walk.split();
-      portion = slot % kSplitSlots / OnePortion::kSlots;
+      item = slot / walk.split_slots() - walk.split();
+      portion = slot % walk.split_slots() / OnePortion::kSlots;
       // The places of the rings that are filled next are nobody's now.
       std::byte* const spare = shared + ahead_at * OnePortion::kBytes;
       if (item >= 0 && item < min(walk.splits_left(), left)) {
@@ -263,22 +297,22 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
   };
   for (int i = 0; i < items; ++i) {
     const AttentionTask& t = walk.task();
+    if (i > 0 && walk.split() == 0) slot = placed();
     if (i == 0 || walk.split() == 0) enter_unit(items - i);
     const int position = t.chunk.first_position;
     const DecodeItem item = {.position = position,
                              .lowest = LowestSeen(a, position),
                              .used = t.used,
                              .rows = min(kDecodeHeads, a.group - walk.first_row()),
-                             .logits = t.mass ? DecodeLogits(a, walk.chunk(), t.kv_head) +
-                                                    size_t(walk.first_row()) * a.kv.slots
-                                              : nullptr,
-                             .slots = a.kv.slots,
+                             .mass = t.mass,
                              .norms = t.mass && a.value_norms != nullptr};
+    const WeightKeeper keeper(DecodeWeights(a, walk.chunk(), t.kv_head), walk.first_row(),
+                              item.rows);
     DecodeSums sums;
     values.Clear();
     std::byte* portion = ring;
 #pragma unroll 1
-    for (int turn = 0; turn < Shared::kTurns; ++turn) {
+    for (int turn = 0; turn * Shared::kTurnSlots < walk.split_slots(); ++turn) {
       fill();
       WaitForCopies<kPortions - 1>();
       __syncwarp();  // what other lanes have copied
@@ -293,9 +327,9 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
         float shrink[2];
         keys.Multiply(s, portion, floats(OnePortion::kKeyScales));
         ToLogits(s, a);
-        MaskLogits(s, item, reinterpret_cast<const int32_t*>(portion + OnePortion::kPositions),
-                   first);
+        MaskLogits(s, item, reinterpret_cast<const int32_t*>(portion + OnePortion::kPositions));
         sums.Add(s, shrink);
+        if (item.mass) keeper.Keep(s, sums.m, first);
         if (item.norms) {
           const auto* norms = reinterpret_cast<const float*>(portion + OnePortion::kNorms);
 #pragma unroll
@@ -358,7 +392,7 @@ void LaunchDecodeOf(Stream& s, const DecodePass& p) {
     const auto kernel = AttendDecode<kK, kV, dim.value>;
     const DecodeUnits units(a, p.batch);
     const int64_t items =
-        int64_t{p.batch.chunks} * a.kv.kv_heads * units.row_tiles * SplitsOf(a.kv);
+        int64_t{p.batch.chunks} * a.kv.kv_heads * units.row_tiles * Splits::Most(a.kv.slots);
     const int blocks = BlocksAtOnce(s, kernel, kDecodeThreads, Shared::kBytes);
     LaunchDependent(s, kernel, dim3(std::min<int64_t>(items, blocks)), kDecodeThreads,
                     Shared::kBytes, p, units);

@@ -14,8 +14,6 @@
 
 namespace keyline::cuda {
 
-constexpr int kDecodeHeads = 8;
-
 // Turned queries of up to kDecodeHeads heads, in device or shared memory.
 struct DecodeQueries {
   const void* first;  // of the activations' type; each at a multiple of 8 bytes

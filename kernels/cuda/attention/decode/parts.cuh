@@ -1,8 +1,10 @@
 // What blocks know of their slots, and how it becomes outputs and mass. A part is the state of
-// flash attention (m, l, o) of one (chunk, KV head, kSplitSlots slots) for every query head of the
-// group, and v: l with every weight times the norm of its value, where those are known. Whoever
-// merges goes over a head's parts in an order that depends on their number alone.
+// flash attention (m, l, o) of one (chunk, KV head, split) for every query head of the group, and
+// v: l with every weight times the norm of its value, where those are known. Whoever merges goes
+// over a head's parts in an order that depends on their number alone.
 #pragma once
+
+#include <cuda_fp16.h>
 
 #include "kernels/cuda/attention/attention_kernels.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -14,13 +16,15 @@ namespace keyline::cuda {
 
 // The parts of one chunk and KV head in scratch memory.
 struct DecodeParts {
-  float* o;  // [splits, group, head_dim]
-  float* m;  // [group, splits]; l, v alike
+  int splits;  // that there is room for
+  float* o;    // [splits, group, head_dim]
+  float* m;    // [group, splits]; l, v alike
   float* l;
   float* v;
 
-  __device__ DecodeParts(const AttentionArguments& a, int chunk, int kv_head) {
-    const size_t sums = size_t(a.group) * SplitsOf(a.kv);
+  __device__ DecodeParts(const AttentionArguments& a, int chunk, int kv_head)
+      : splits(Splits::Most(a.kv.slots)) {
+    const size_t sums = size_t(a.group) * splits;
     o = a.parts + (size_t(chunk) * a.kv.kv_heads + kv_head) * PartFloats(a.kv, a.group);
     m = o + sums * a.kv.head_dim;
     l = m + sums;
@@ -28,14 +32,38 @@ struct DecodeParts {
   }
 };
 
-// Logits [group, slots] of one chunk and KV head, in units of log 2.
-__device__ inline float* DecodeLogits(const AttentionArguments& a, int chunk, int kv_head) {
-  return a.logits + (size_t(chunk) * a.kv.kv_heads + kv_head) * a.group * a.kv.slots;
-}
+// The softmax weights of one chunk and KV head, before they are divided by their sum: of each tile
+// of 16 slots 2^(logit - base), where base is the largest logit that their warp had seen. They are
+// kept as float16, whose rounding of 2^-11 is far less than what 2-byte queries and keys do to
+// them, since writing and reading them again is most of what mass costs; sums are float32.
+class DecodeWeights {
+ public:
+  static constexpr int kTile = kWeightTile;
+  static constexpr int kPairs = kTile / 2;
+
+  __device__ DecodeWeights(const AttentionArguments& a, int chunk, int kv_head)
+      : slots_(a.kv.slots),
+        weights_(a.weights +
+                 (size_t(chunk) * a.kv.kv_heads + kv_head) * WeightFloats(slots_, a.group)),
+        bases_(weights_ + size_t(a.group) * slots_ / 2) {}
+
+  // [kPairs]: slots i and i + 8 of the tile.
+  __device__ __half2* pairs(int head, int tile) const {
+    return reinterpret_cast<__half2*>(weights_) + size_t(head) * pairs_of_head() + tile * kPairs;
+  }
+  __device__ int pairs_of_head() const { return slots_ / 2; }
+  // [tiles].
+  __device__ float* bases(int head) const { return bases_ + size_t(head) * tiles_of_head(); }
+  __device__ int tiles_of_head() const { return slots_ / kTile; }
+
+ private:
+  int slots_;
+  float* weights_;
+  float* bases_;  // [group, tiles]
+};
 
 constexpr int kMergeWarps = 4;
 constexpr int kMergeThreads = kMergeWarps * kWarp;
-constexpr int kMassSlots = 512;  // of a block that makes mass of logits
 
 // m, l and v of all parts of one query head.
 struct MergedSums {
@@ -81,7 +109,7 @@ template <class T>
 __device__ void MergeHead(float* sums, const AttentionArguments& a, const AttentionTask& t,
                           int chunk, int head, int splits) {
   const DecodeParts parts(a, chunk, t.kv_head);
-  const size_t first = size_t(head) * SplitsOf(a.kv);
+  const size_t first = size_t(head) * parts.splits;
   const float* const m = parts.m + first;
   const int dim = a.kv.head_dim;
   const int warp = threadIdx.x / kWarp;
@@ -132,50 +160,97 @@ __device__ void MergeHead(float* sums, const AttentionArguments& a, const Attent
 }
 
 // lse[head] of the group's query heads, in units of log 2; returns, to every thread, the mass of
-// the chunk weighted by the norms of the values. By a block of kMergeThreads.
+// the chunk weighted by the norms of the values where `weights` them, else 0. By a block of
+// kMergeThreads.
 __device__ inline float MergeLse(float* lse, const AttentionArguments& a, const AttentionTask& t,
-                                 int chunk, int splits) {
+                                 int chunk, int splits, bool weights) {
   const DecodeParts parts(a, chunk, t.kv_head);
   float weighted = 0;
   for (int head = threadIdx.x / kWarp; head < a.group; head += kMergeWarps) {
-    const size_t first = size_t(head) * SplitsOf(a.kv);
+    const size_t first = size_t(head) * parts.splits;
     const MergedSums sums = MergeSums(parts.m + first, parts.l + first, parts.v + first, splits);
     if (threadIdx.x % kWarp > 0) continue;
     const bool seen = sums.length > 0;
     lse[head] = seen ? sums.base + log2f(sums.length) : INFINITY;
     weighted += seen ? sums.values / sums.length : 0.0f;
   }
-  // Its barriers also stand between lse and its readers.
-  return ReduceBlock(weighted, Plus{}, 0.0f) / static_cast<float>(a.group);
+  __syncthreads();  // lse has readers
+  return weights ? ReduceBlock(weighted, Plus{}, 0.0f) / static_cast<float>(a.group) : 0.0f;
 }
 
-// Calls body(slot, mass) for each of the kMassSlots slots from `first` on that are below `end`, the
-// mass averaged over the query heads. By a block of kMergeThreads.
-template <class Body>
-__device__ void ForEachMass(const AttentionArguments& a, const float* logits, const float* lse,
-                            int first, int end, const Body& body) {
-  constexpr int kSlots = kMassSlots / kMergeThreads;  // of a thread: their loads together
-  float mass[kSlots] = {};
-#pragma unroll 4
-  for (int head = 0; head < a.group; ++head) {
-    const float* const of_head = logits + size_t(head) * a.kv.slots;
+// The mass of eight slots of a thread of a block of kMergeThreads: slots first() + i and first() +
+// 8
+// + i, i < 4. What it needs is on its way from the moment when it is made.
+class SlotMass {
+ public:
+  static constexpr int kSlots = 8;
+  static constexpr int kBlockSlots = kSlots * kMergeThreads;
+
+  // begin: the block's first slot, of `used` that the weights have.
+  __device__ SlotMass(const DecodeWeights& weights, int group, int begin, int used)
+      : weights_(weights),
+        group_(group),
+        tile_(begin / DecodeWeights::kTile + static_cast<int>(threadIdx.x) / 2),
+        there_(tile_ * DecodeWeights::kTile < used) {
 #pragma unroll
-    for (int i = 0; i < kSlots; ++i) {
-      const int slot = min(first + i * kMergeThreads + static_cast<int>(threadIdx.x), end - 1);
-      mass[i] += Exp2(of_head[slot] - lse[head]);
+    for (int head = 0; head < kAhead; ++head) {
+      if (there_ && head < group_) ahead_[head] = Load(head);
     }
   }
+
+  // Whether the weights have any of these slots; else nothing below may be called.
+  __device__ bool there() const { return there_; }
+  __device__ int first() const { return tile_ * DecodeWeights::kTile + threadIdx.x % 2 * 4; }
+
+  // mass[i + 4 * j] = that of slot first() + 8 * j + i, averaged over the query heads. lse: theirs.
+  __device__ void Sum(const float* lse, float (&mass)[kSlots]) const {
 #pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    const int slot = first + i * kMergeThreads + static_cast<int>(threadIdx.x);
-    if (slot < end) body(slot, mass[i] / static_cast<float>(a.group));
+    for (float& of_slot : mass) of_slot = 0;
+#pragma unroll
+    for (int head = 0; head < kAhead; ++head) {
+      if (head < group_) Add(ahead_[head], lse[head], mass);
+    }
+#pragma unroll 4
+    for (int head = kAhead; head < group_; ++head) Add(Load(head), lse[head], mass);
+    const float share = 1.0f / static_cast<float>(group_);
+#pragma unroll
+    for (float& of_slot : mass) of_slot *= share;
   }
-}
+
+ private:
+  static constexpr int kAhead = 4;  // query heads whose weights come at once
+
+  struct OfHead {
+    uint4 pairs;
+    float base;
+  };
+  __device__ OfHead Load(int head) const {
+    return {reinterpret_cast<const uint4*>(weights_.pairs(head, tile_))[threadIdx.x % 2],
+            weights_.bases(head)[tile_]};
+  }
+  __device__ static void Add(const OfHead& of, float lse, float (&mass)[kSlots]) {
+    const float scale = Exp2(of.base - lse);
+    const uint32_t pairs[4] = {of.pairs.x, of.pairs.y, of.pairs.z, of.pairs.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&pairs[i]));
+      mass[i] = fmaf(pair.x, scale, mass[i]);
+      mass[i + 4] = fmaf(pair.y, scale, mass[i + 4]);
+    }
+  }
+
+  const DecodeWeights weights_;
+  const int group_;
+  const int tile_;
+  const bool there_;
+  OfHead ahead_[kAhead];
+};
 
 // Grid of the kernels that merge: blocks [0, group) make the output of a query head each, the
-// others, where mass is taken, that of kMassSlots slots.
+// others, where mass is taken, that of SlotMass::kBlockSlots slots.
 inline dim3 MergeGrid(const AttentionArguments& a, int chunks) {
-  const int masses = a.wants_mass ? (a.kv.slots + kMassSlots - 1) / kMassSlots : 0;
+  constexpr int kSlots = SlotMass::kBlockSlots;
+  const int masses = a.wants_mass ? (a.kv.slots + kSlots - 1) / kSlots : 0;
   return dim3(a.group + masses, a.kv.kv_heads, chunks);
 }
 
@@ -187,15 +262,19 @@ __global__ void __launch_bounds__(kMergeThreads) MergeDecode(const AttentionArgu
   const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
   WaitForPredecessor();
   if (t.chunk.tokens != 1) return;
-  const int splits = SplitsOfSlots(t.used);
+  const int splits = Splits(a, t.used).count();
   const int head = blockIdx.x;
   if (head < a.group) return MergeHead<T>(merge, a, t, blockIdx.z, head, splits);
-  const int first = (head - a.group) * kMassSlots;
-  if (!t.mass || first >= t.used) return;
-  MergeLse(merge, a, t, blockIdx.z, splits);
-  float* const mass = a.mass + (size_t(blockIdx.z) * a.kv.kv_heads + t.kv_head) * a.kv.slots;
-  ForEachMass(a, DecodeLogits(a, blockIdx.z, t.kv_head), merge, first, t.used,
-              [&](int slot, float of_slot) { mass[slot] = of_slot; });
+  const int begin = (head - a.group) * SlotMass::kBlockSlots;
+  if (!t.mass || begin >= t.used) return;
+  const SlotMass masses(DecodeWeights(a, blockIdx.z, t.kv_head), a.group, begin, t.used);
+  MergeLse(merge, a, t, blockIdx.z, splits, /*weights=*/false);
+  if (!masses.there()) return;
+  float mass[SlotMass::kSlots];
+  masses.Sum(merge, mass);
+  float* const to = a.mass + (size_t(blockIdx.z) * a.kv.kv_heads + t.kv_head) * a.kv.slots;
+#pragma unroll
+  for (int i = 0; i < SlotMass::kSlots; ++i) to[masses.first() + i / 4 * 8 + i % 4] = mass[i];
 }
 
 }  // namespace keyline::cuda

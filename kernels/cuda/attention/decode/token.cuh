@@ -9,9 +9,12 @@
 #include "kernels/cuda/attention/attention_kernels.cuh"
 #include "kernels/cuda/attention/decode/keys.cuh"
 #include "kernels/cuda/attention/decode/rows.cuh"
+#include "kernels/cuda/cache/head_turn.cuh"
 #include "kernels/cuda/cache/write_head.cuh"
 
 namespace keyline::cuda {
+
+constexpr int kDecodeWarps = 4;  // of a block
 
 // Calls body with a value of the activations' type, which is that of plain K.
 template <KvFormat kK, class Body>
@@ -56,9 +59,13 @@ struct DecodeToken {
     const int32_t position = t.chunk.first_position;
     DispatchActivation<kK>(a.dtype, [&](auto type) {
       using T = decltype(type);
+      if constexpr (kDim == 64 || kDim == 128) {
+        if (EachOfHeadTurn(kDim, p.spec.rope) > 0) {
+          return MakeWhole<T>(p, t, first_row, rows, vector, queries, row);
+        }
+      }
       const T* const from = static_cast<const T*>(a.qkv) + t.chunk.first_token * a.qkv_stride;
-      const int warps = blockDim.x / kWarp;
-      for (int i = threadIdx.x / kWarp; i < rows + (row == nullptr ? 0 : 2); i += warps) {
+      for (int i = threadIdx.x / kWarp; i < rows + (row == nullptr ? 0 : 2); i += kDecodeWarps) {
         if (i < rows) {
           LoadHead(x, from + size_t(t.kv_head * a.group + first_row + i) * kDim, kDim);
           NormAndRotate(x, kDim, p.spec.q_norm, p.spec.rope, position);
@@ -123,6 +130,69 @@ struct DecodeToken {
   }
 
  private:
+  // Make where HeadTurn does it. Of all vectors the same code, as far as can be: it runs once, and
+  // so waits for its instructions.
+  template <class T>
+  __device__ static void MakeWhole(const DecodePass& p, const AttentionTask& t, int first_row,
+                                   int rows, std::byte* vector, std::byte* queries,
+                                   std::byte* row) {
+    constexpr int kEach = kDim / kWarp;
+    using Piece = HeadPiece<kEach, T>;
+    const AttentionArguments& a = p.attention;
+    const T* const from = static_cast<const T*>(a.qkv) + t.chunk.first_token * a.qkv_stride;
+    const int count = rows + (row == nullptr ? 0 : 2);
+    const auto load = [&](int i) {
+      const int head = i < rows    ? t.kv_head * a.group + first_row + i
+                       : i == rows ? a.heads + t.kv_head
+                                   : a.heads + a.kv.kv_heads + t.kv_head;
+      return Piece::Of(from + size_t(head) * kDim);
+    };
+    int i = threadIdx.x / kWarp;
+    if (i >= count) return;
+    Piece next = load(i);
+    const HeadTurn<kEach> turn(p.spec.rope, t.chunk.first_position);
+#pragma unroll 1
+    for (; i < count; i += kDecodeWarps) {
+      const Piece piece = next;
+      if (i + kDecodeWarps < count) next = load(i + kDecodeWarps);
+      float x[kEach];
+      piece.ToFloats(x);
+      if (i <= rows) {
+        turn.Norm(i < rows ? p.spec.q_norm : p.spec.k_norm, x);
+        turn.Turn(x);
+      }
+      if (i < rows) {
+        Piece::Of(reinterpret_cast<T*>(queries + kQueries) + i * kPitch) = Piece::FromFloats(x);
+      } else if (i == rows) {
+        StoreWhole<kK, T>(p, x, vector, row + kKey, row + kKeyScales, row + kLost);
+      } else {
+        StoreWhole<kV, T>(p, x, vector, row + kValue, row + kValueScales,
+                          row + kLost + sizeof(float));
+        if (a.value_norms != nullptr) {
+          const float norm = NormOf(x);
+          if (threadIdx.x % kWarp == 0) *reinterpret_cast<float*>(row + kNorm) = norm;
+        }
+      }
+    }
+  }
+  template <KvFormat kFormat, class T, int kEach>
+  __device__ static void StoreWhole(const DecodePass& p, const float (&x)[kEach], std::byte* vector,
+                                    std::byte* codes, std::byte* scales, std::byte* lost) {
+    if constexpr (IsQuantized(kFormat)) {
+      auto* const floats = reinterpret_cast<float*>(vector);
+      HeadPiece<kEach, float>::Of(floats) = HeadPiece<kEach, float>::FromFloats(x);
+      __syncwarp();
+      Store(kFormat, floats, codes, scales, lost);
+      __syncwarp();  // the next vector may be written
+    } else {
+      const auto stored = HeadPiece<kEach, T>::FromFloats(x);
+      HeadPiece<kEach, T>::Of(reinterpret_cast<T*>(codes)) = stored;
+      if (p.table.errors == nullptr) return;
+      const float of = LostOf(x, stored);
+      if (threadIdx.x % kWarp == 0) *reinterpret_cast<float*>(lost) = of;
+    }
+  }
+
   __device__ static uint2& Unit(std::byte* of, int i) { return reinterpret_cast<uint2*>(of)[i]; }
   __device__ static uint2 Unit(const std::byte* of, int i) {
     return reinterpret_cast<const uint2*>(of)[i];

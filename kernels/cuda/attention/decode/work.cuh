@@ -1,4 +1,4 @@
-// How the work of a decode pass is dealt to blocks. An item is kSplitSlots slots of a lane for up
+// How the work of a decode pass is dealt to blocks. An item is one of the Splits of a lane for up
 // to kDecodeHeads query heads of one KV head; every block takes a range of as many items as any
 // other, give or take one, and goes through it without a pause. Items are counted on the device,
 // because how many slots are in use changes from step to step; what is in an item depends on its
@@ -15,53 +15,48 @@ namespace keyline::cuda {
 struct DecodeUnits {
   int chunks;
   int row_tiles;  // of kDecodeHeads query heads, of a KV head
+  int of_chunk;
 
   DecodeUnits(const AttentionArguments& a, const Batch& batch)
-      : chunks(batch.chunks), row_tiles((a.group + kDecodeHeads - 1) / kDecodeHeads) {}
+      : chunks(batch.chunks), row_tiles(RowTilesOf(a.group)), of_chunk(a.kv.kv_heads * row_tiles) {}
 };
 
-// One item after the other. The same in all threads of a warp.
+// One item after the other. The same in all threads of a warp. What a block does before its first
+// copies is on the way of every kernel: few instructions count here, most of all for one chunk.
 class DecodeWalk {
  public:
   // Begins at this block's first item; `items` is how many it has.
   __device__ DecodeWalk(const AttentionArguments& a, const DecodeUnits& units, int& items)
-      : a_(a), units_(units) {
-    const int lane = threadIdx.x % kWarp;
-    int all = 0;
-    for (int c = 0; c < units_.chunks; c += kWarp) all += ItemsOf(c + lane);
-    all = ReduceWarp(all, Plus{});
-    const int begin = BeginOf(all, blockIdx.x);
-    items = BeginOf(all, blockIdx.x + 1) - begin;
-    if (items == 0) return;
-    // The chunk that it lies in.
-    int before = 0;
-    for (int c = 0;; c += kWarp) {
-      const int mine = ItemsOf(c + lane);
-      int up_to = mine;  // with those of the lanes before
-      for (int offset = 1; offset < kWarp; offset *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, up_to, offset);
-        if (lane >= offset) up_to += other;
-      }
-      const unsigned behind = __ballot_sync(kAllLanes, before + up_to > begin);
-      if (behind != 0) {
-        const int at = __ffs(behind) - 1;
-        before += __shfl_sync(kAllLanes, up_to - mine, at);
-        chunk_ = c + at;
-        break;
-      }
-      before += __shfl_sync(kAllLanes, up_to, kWarp - 1);
+      : a_(a), units_(units), splits_(a, 0) {
+    unsigned all;
+    if (units_.chunks == 1) {
+      Enter();
+      all = task_.chunk.tokens == 1 ? units_.of_chunk * splits_.count() : 0;
+    } else {
+      all = CountItems();
     }
-    Enter();
-    unit_ = (begin - before) / splits_;
-    split_ = (begin - before) % splits_;
+    // So many for each block, and one more for the first blocks.
+    const unsigned each = all < gridDim.x ? 0 : all / gridDim.x;
+    const unsigned more = all - each * gridDim.x;
+    const int begin = static_cast<int>(blockIdx.x * each + min(blockIdx.x, more));
+    items = static_cast<int>(each + (blockIdx.x < more ? 1 : 0));
+    if (items == 0) return;
+    int before = 0;  // items of chunks before this one
+    if (units_.chunks > 1) {
+      before = FindChunk(begin);
+      Enter();
+    }
+    const auto count = static_cast<unsigned>(splits_.count());
+    unit_ = static_cast<int>(static_cast<unsigned>(begin - before) / count);
+    split_ = begin - before - unit_ * splits_.count();
     TurnToHead();
   }
 
   // REQUIRES: there is a next item.
   __device__ void Next() {
-    if (++split_ < splits_) return;
+    if (++split_ < splits_.count()) return;
     split_ = 0;
-    if (++unit_ == a_.kv.kv_heads * units_.row_tiles) {
+    if (++unit_ == units_.of_chunk) {
       unit_ = 0;
       do ++chunk_;
       while (a_.chunk[chunk_].tokens != 1);
@@ -74,26 +69,57 @@ class DecodeWalk {
   __device__ int chunk() const { return chunk_; }
   __device__ int split() const { return split_; }
   // That this one and those behind it of the unit are.
-  __device__ int splits_left() const { return splits_ - split_; }
-  __device__ int first_slot() const { return split_ * kSplitSlots; }
+  __device__ int splits_left() const { return splits_.count() - split_; }
+  __device__ int split_slots() const { return splits_.slots(); }
+  __device__ int first_slot() const { return split_ * splits_.slots(); }
   // Of the group.
-  __device__ int first_row() const { return unit_ % units_.row_tiles * kDecodeHeads; }
+  __device__ int first_row() const {
+    return (unit_ - task_.kv_head * units_.row_tiles) * kDecodeHeads;
+  }
 
  private:
-  __device__ int ItemsOf(int chunk) const {
-    if (chunk >= units_.chunks || a_.chunk[chunk].tokens != 1) return 0;
-    const int used = TaskOf(a_, chunk, 0).used;
-    return a_.kv.kv_heads * units_.row_tiles * SplitsOfSlots(used);
+  __device__ unsigned CountItems() const {
+    unsigned all = 0;
+#pragma unroll 1
+    for (int c = 0; c < units_.chunks; c += kWarp) {
+      all += __reduce_add_sync(kAllLanes, ItemsOf(c + threadIdx.x % kWarp));
+    }
+    return all;
   }
-  __device__ static int BeginOf(int all, unsigned block) {
-    return static_cast<int>(int64_t{all} * block / gridDim.x);
+  // Sets the chunk that item `item` of all lies in; returns how many lie in chunks before it.
+  __device__ int FindChunk(int item) {
+    const int lane = threadIdx.x % kWarp;
+    int before = 0;
+#pragma unroll 1
+    for (int c = 0;; c += kWarp) {
+      const int mine = ItemsOf(c + lane);
+      int up_to = mine;  // with those of the lanes before
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const int other = __shfl_up_sync(kAllLanes, up_to, offset);
+        if (lane >= offset) up_to += other;
+      }
+      const unsigned behind = __ballot_sync(kAllLanes, before + up_to > item);
+      if (behind != 0) {
+        const int at = __ffs(behind) - 1;
+        chunk_ = c + at;
+        return before + __shfl_sync(kAllLanes, up_to - mine, at);
+      }
+      before += __shfl_sync(kAllLanes, up_to, kWarp - 1);
+    }
+  }
+  __device__ int ItemsOf(int chunk) const {
+    if (chunk >= units_.chunks) return 0;
+    const Chunk& c = a_.chunk[chunk];
+    const int used = min(c.first_position + 1, a_.rules[c.lane].length);  // as TaskOf says
+    return c.tokens == 1 ? units_.of_chunk * Splits(a_, used).count() : 0;
   }
   __device__ void Enter() {
     task_ = TaskOf(a_, chunk_, 0);
-    splits_ = SplitsOfSlots(task_.used);
+    splits_ = Splits(a_, task_.used);
   }
   __device__ void TurnToHead() {
-    const int head = unit_ / units_.row_tiles;
+    const int head = units_.row_tiles == 1 ? unit_ : unit_ / units_.row_tiles;
     task_.slot_pos += int64_t{head - task_.kv_head} * a_.kv.slots;
     task_.kv_head = head;
   }
@@ -101,8 +127,8 @@ class DecodeWalk {
   const AttentionArguments& a_;
   const DecodeUnits& units_;
   AttentionTask task_;
+  Splits splits_;  // of the task's lane
   int chunk_ = 0;
-  int splits_ = 0;
   int unit_ = 0;  // row tile of a KV head
   int split_ = 0;
 };
