@@ -132,9 +132,9 @@ __host__ __device__ constexpr int RowTilesOf(int group) {
   return (group + kDecodeHeads - 1) / kDecodeHeads;
 }
 
-// How decode splits the slots of a lane: 256 to a part, or as many more as leave about two parts of
-// a sequence for each multiprocessor of a large GPU. More parts cost bytes, fewer leave blocks
-// idle. It depends on the lane and the model alone, so that no sequence's numbers depend on others.
+// How decode splits the slots of a lane: 256 to a part, or more where that leaves two parts of a
+// sequence for each multiprocessor of a large GPU. More parts cost bytes, fewer leave blocks idle.
+// It depends on the lane and the model alone, so that no sequence's numbers depend on others.
 class Splits {
  public:
   static constexpr int kUnit = 128;  // a multiple of what a block takes at a time, of any format
@@ -152,8 +152,7 @@ class Splits {
   // No lane of at most `slots` slots has more.
   __host__ __device__ static int Most(int slots) { return (slots + kLeastSlots - 1) / kLeastSlots; }
 
-  // AttentionArguments::splits_log2: the logarithm of how many of one KV head's query heads
-  // suffice.
+  // AttentionArguments::splits_log2: the logarithm of how many of one unit (decode/work.cuh) do.
   static int Log2(int kv_heads, int group) {
     constexpr int kPartsOfLane = 256;
     int log2 = 3;  // warps that merge have something to do

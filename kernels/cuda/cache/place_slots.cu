@@ -107,8 +107,9 @@ class ScoredPlacement {
 #pragma unroll kSelectAhead
     for (int first = begin + static_cast<int>(threadIdx.x) - lane; first < end;
          first += kSelectThreads) {
-      const uint64_t key = first + lane < end ? ranking.Key(first + lane) : kNoKey;
-      const bool mine = key <= limit;
+      const bool there = first + lane < end;
+      const uint64_t key = there ? ranking.Key(first + lane) : kNoKey;
+      const bool mine = there && key <= limit;  // the limit may be kNoKey
       const unsigned all = __ballot_sync(kAllLanes, mine);
       int at = 0;
       if (lane == 0 && all != 0) at = atomicAdd(taken, __popc(all));

@@ -321,6 +321,7 @@ std::vector<std::tuple<TableCase, DeviceUnderTest>> Cases() {
                                TableCase{2, 9001, 4, 100, 5000, true, plain, true},
                                TableCase{2, 9001, 4, 100, 5000, false, errors, false},
                                TableCase{3, 9001, 4, 0, 2048, false, plain, true},
+                               TableCase{2, 4200, 4, 104, 4092, false, plain, true},
                                TableCase{2, 70000, 4, 16384, 777, true, plain, false},
                                TableCase{1, 70000, 0, 0, 1, false, plain, true}}) {
       cases.emplace_back(c, device);

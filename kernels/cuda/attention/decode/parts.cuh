@@ -160,10 +160,10 @@ __device__ void MergeHead(float* sums, const AttentionArguments& a, const Attent
 }
 
 // lse[head] of the group's query heads, in units of log 2; returns, to every thread, the mass of
-// the chunk weighted by the norms of the values where `weights` them, else 0. By a block of
+// the chunk weighted by the norms of the values, or 0 where that is not wanted. By a block of
 // kMergeThreads.
 __device__ inline float MergeLse(float* lse, const AttentionArguments& a, const AttentionTask& t,
-                                 int chunk, int splits, bool weights) {
+                                 int chunk, int splits, bool with_norms) {
   const DecodeParts parts(a, chunk, t.kv_head);
   float weighted = 0;
   for (int head = threadIdx.x / kWarp; head < a.group; head += kMergeWarps) {
@@ -175,12 +175,11 @@ __device__ inline float MergeLse(float* lse, const AttentionArguments& a, const 
     weighted += seen ? sums.values / sums.length : 0.0f;
   }
   __syncthreads();  // lse has readers
-  return weights ? ReduceBlock(weighted, Plus{}, 0.0f) / static_cast<float>(a.group) : 0.0f;
+  return with_norms ? ReduceBlock(weighted, Plus{}, 0.0f) / static_cast<float>(a.group) : 0.0f;
 }
 
-// The mass of eight slots of a thread of a block of kMergeThreads: slots first() + i and first() +
-// 8
-// + i, i < 4. What it needs is on its way from the moment when it is made.
+// The mass of eight slots of a thread of a block of kMergeThreads: first() + i and, eight further
+// on, first() + 8 + i, for i < 4. What it needs is on its way from the moment when it is made.
 class SlotMass {
  public:
   static constexpr int kSlots = 8;
@@ -268,7 +267,7 @@ __global__ void __launch_bounds__(kMergeThreads) MergeDecode(const AttentionArgu
   const int begin = (head - a.group) * SlotMass::kBlockSlots;
   if (!t.mass || begin >= t.used) return;
   const SlotMass masses(DecodeWeights(a, blockIdx.z, t.kv_head), a.group, begin, t.used);
-  MergeLse(merge, a, t, blockIdx.z, splits, /*weights=*/false);
+  MergeLse(merge, a, t, blockIdx.z, splits, /*with_norms=*/false);
   if (!masses.there()) return;
   float mass[SlotMass::kSlots];
   masses.Sum(merge, mass);
