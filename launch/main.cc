@@ -2,6 +2,7 @@
 
 #include <glog/logging.h>
 
+#include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>

@@ -5,23 +5,11 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "kernels/device/status_macros.h"
+#include "launch/flags.h"
 #include "runtime/cache/cache_registry.h"
 #include "runtime/weights/weight_storage.h"
 
 namespace keyline {
-
-std::string EnvironmentName(const std::string& flag) {
-  std::string name = "KEYLINE_";
-  const std::string longest =
-      flag.substr(flag.rfind("--") == std::string::npos ? 0 : flag.rfind("--") + 2);
-  for (char c : longest) name += c == '-' ? '_' : static_cast<char>(std::toupper(c));
-  return name;
-}
-
-CLI::Option* AddFlag(CLI::App& app, const std::string& name, bool& value, const std::string& help) {
-  return app.add_flag(name, value, help)->envname(EnvironmentName(name));
-}
 
 std::vector<std::string> WeightStorageChoices() {
   std::vector<std::string> names = WeightStorageNames();
@@ -34,39 +22,39 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
   AddOption(app, "--model", o.model, "a Hugging Face directory, or one .gguf file");
   AddOption(app, "--ranks", o.ranks,
             "ranks as threads of this process; under mpirun the ranks are MPI's")
-      ->check(CLI::Range(1, 1024));
+      .Within(1, 1024);
   AddOption(app, "--device", o.device,
             "cpu or cuda:N; several, separated by commas, are dealt to ranks in turn")
-      ->capture_default_str();
+      .ShowDefault();
   AddOption(app, "--dtype", o.dtype, "number format of weights and plain caches")
-      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
-      ->capture_default_str();
+      .OneOf({"auto", "f32", "bf16"})
+      .ShowDefault();
   AddOption(app, "--weight-storage", o.weight_storage,
             "how matrices are kept: plain (--dtype), int8, int4, file (q8_0, q4_0, q4_1 blocks as "
             "they are); auto is file, or plain on GPUs and where --dtype is given")
-      ->check(CLI::IsMember(WeightStorageChoices()))
-      ->capture_default_str();
+      .OneOf(WeightStorageChoices())
+      .ShowDefault();
   AddOption(app, "--threads", o.threads, "compute threads of each rank; default: cores / ranks")
-      ->check(CLI::Range(1, 1024));
-  AddOption(app, "--lanes", o.lanes, "sequences that run at a time")->check(CLI::Range(1, 65536));
+      .Within(1, 1024);
+  AddOption(app, "--lanes", o.lanes, "sequences that run at a time").Within(1, 65536);
   AddOption(app, "--max-pass-tokens", o.max_pass_tokens, "most tokens of one step")
-      ->check(CLI::Range(1, 1 << 20));
+      .Within(1, 1 << 20);
   AddOption(app, "--pipeline-depth", o.pipeline_depth,
             "most steps in flight; default: the number of ranks")
-      ->check(CLI::Range(1, 1024));
+      .Within(1, 1024);
   AddOption(app, "--device-memory", o.device_memory, "most memory of a rank, such as 6GiB");
   AddOption(app, "--offload", o.offload,
             "which layers stream through device memory: those that do not fit, none or all")
-      ->check(CLI::IsMember({"auto", "none", "all"}))
-      ->capture_default_str();
+      .OneOf({"auto", "none", "all"})
+      .ShowDefault();
   AddOption(app, "--host-memory", o.host_memory,
             "most host memory of a rank for layers that stream, such as 32GiB; what exceeds it is "
             "read from the model's files at every step");
   AddOption(app, "--transport", o.transport,
             "how tensors travel between ranks: auto is NCCL where each is a process with a GPU to "
             "itself, else host")
-      ->check(CLI::IsMember({"auto", "host", "nccl"}))
-      ->capture_default_str();
+      .OneOf({"auto", "host", "nccl"})
+      .ShowDefault();
   AddFlag(
       app, "--deterministic", o.deterministic,
       "the same tokens whatever else is in the batch: always so on the CPU; no effect on GPUs yet");
@@ -74,45 +62,44 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
 
 void AddCacheOptions(CLI::App& app, LaunchOptions& o) {
   AddOption(app, "--kv-policy", o.kv.policy, "which tokens a full cache keeps")
-      ->check(CLI::IsMember(CachePolicyNames()))
-      ->capture_default_str();
+      .OneOf(CachePolicyNames())
+      .ShowDefault();
   AddOption(app, "--kv-storage", o.kv_storage, "number format of keys and values")
-      ->check(CLI::IsMember(CacheStorageNames()))
-      ->capture_default_str();
+      .OneOf(CacheStorageNames())
+      .ShowDefault();
   AddOption(app, "--kv-cache-length", o.kv_cache_length,
             "slots per KV head: one number for all layers, or one a layer, separated by commas")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 1 << 24));
+      .SeparatedByCommas()
+      .Within(1, 1 << 24);
   AddOption(
       app, "--kv-chunk", o.kv.chunk_size,
       "tokens of a prompt's chunks after the first; default: 512, or the largest that fits the "
       "policy and the cache length")
-      ->check(CLI::Range(1, 1 << 20));
-  AddOption(app, "--kv-sinks", o.kv.sinks, "first slots that are never evicted")
-      ->check(CLI::Range(0, 1 << 24));
+      .Within(1, 1 << 20);
+  AddOption(app, "--kv-sinks", o.kv.sinks, "first slots that are never evicted").Within(0, 1 << 24);
   AddOption(app, "--kv-grace", o.kv.grace, "slots of the ring of most recent tokens")
-      ->check(CLI::Range(0, 1 << 24))
-      ->capture_default_str();
+      .Within(0, 1 << 24)
+      .ShowDefault();
   AddOption(app, "--kv-keep-initial-fraction", o.kv.keep_initial_fraction,
             "share of the first slots that the first eviction spares")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
+      .Within(0.0, 1.0)
+      .ShowDefault();
   AddFlag(app, "--kv-normalize-scores", o.kv.normalize_scores,
           "rank by score per token seen since the key was written");
   AddOption(app, "--kv-max-chunk", o.kv.max_chunk, "lowers --kv-chunk; 0: no limit")
-      ->check(CLI::Range(0, 1 << 20))
-      ->capture_default_str();
+      .Within(0, 1 << 20)
+      .ShowDefault();
   AddOption(app, "--kv-enabled", o.kv_enabled,
             "policies that requests may ask for besides --kv-policy, separated by commas")
-      ->delimiter(',')
-      ->check(CLI::IsMember(CachePolicyNames()));
+      .SeparatedByCommas()
+      .OneOf(CachePolicyNames());
   AddOption(app, "--kv-protect", o.kv_protect, "A:B, prompt tokens that are never evicted");
   AddOption(app, "--kv-protect-until", o.kv.protect_until,
             "regular expression (RE2): prompt tokens up to its first match are never evicted");
   AddOption(app, "--kv-max-protected-fraction", o.kv.max_protected_fraction,
             "largest share of the cache that may be protected")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
+      .Within(0.0, 1.0)
+      .ShowDefault();
 }
 
 absl::StatusOr<uint64_t> ParseBytes(const std::string& text) {

@@ -2,7 +2,6 @@
 // (--kv-policy: KEYLINE_KV_POLICY); `--config FILE.pbtxt` gives defaults below both.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -10,6 +9,10 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/config/cache_config.h"
+
+namespace CLI {
+class App;
+}
 
 namespace keyline {
 
@@ -59,10 +62,6 @@ std::vector<std::string> WeightStorageChoices();
 void AddModelOptions(CLI::App& app, LaunchOptions& options);
 // --kv-...
 void AddCacheOptions(CLI::App& app, LaunchOptions& options);
-// An option with its environment variable, and the same for a flag.
-template <class T>
-CLI::Option* AddOption(CLI::App& app, const std::string& name, T& value, const std::string& help);
-CLI::Option* AddFlag(CLI::App& app, const std::string& name, bool& value, const std::string& help);
 
 // Reads `options.config` into the fields that it sets. Call before the flags are parsed.
 absl::Status ApplyDeployment(const std::string& path, LaunchOptions& options);
@@ -71,13 +70,5 @@ absl::Status ApplyDeployment(const std::string& path, LaunchOptions& options);
 absl::StatusOr<uint64_t> ParseBytes(const std::string& text);
 // The same of a flag, which the error names.
 absl::StatusOr<uint64_t> FlagBytes(const char* flag, const std::string& text);
-
-// ---- Template ----
-std::string EnvironmentName(const std::string& flag);  // "--kv-policy" -> "KEYLINE_KV_POLICY"
-
-template <class T>
-CLI::Option* AddOption(CLI::App& app, const std::string& name, T& value, const std::string& help) {
-  return app.add_option(name, value, help)->envname(EnvironmentName(name));
-}
 
 }  // namespace keyline

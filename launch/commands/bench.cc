@@ -43,63 +43,64 @@ absl::Status RunBench(const LaunchOptions& options, const Arguments& args) {
   return absl::OkStatus();
 }
 
+std::vector<std::string> KindNames() {
+  std::vector<std::string> names;
+  names.reserve(kKinds.size());
+  for (const auto& kind : kKinds) names.push_back(kind.first);
+  return names;
+}
+
 }  // namespace
 
 void AddBench(CLI::App& app, LaunchOptions& options, Command& chosen) {
-  CLI::App& sub = *app.add_subcommand("bench", "speed, beside what the machine can do");
   auto args = std::make_shared<Arguments>();
+  CLI::App& sub = AddCommand(app, "bench", "speed, beside what the machine can do", chosen,
+                             [&options, args] { return RunBench(options, *args); });
   AddModelOptions(sub, options);
   AddCacheOptions(sub, options);
   const auto list = [&sub](const char* name, std::vector<int>& values, int least, int most,
                            const char* help) {
-    return AddOption(sub, name, values, help)
-        ->delimiter(',')
-        ->check(CLI::Range(least, most))
-        ->capture_default_str();
+    return AddOption(sub, name, values, help).SeparatedByCommas().Within(least, most).ShowDefault();
   };
-  sub.add_option(
-         "what", args->what,
-         "decode, prefill: the engine; attention: a layer's cache; gemv: matrices times "
-         "few rows; offload: layers that stream; hop: from rank to rank; device: the limits "
-         "themselves; pipeline: any number of ranks, out of the times of stages and hops")
-      ->check(CLI::IsMember(kKinds))
-      ->required();
+  AddWord(sub, "what", args->what,
+          "decode, prefill: the engine; attention: a layer's cache; gemv: matrices times "
+          "few rows; offload: layers that stream; hop: from rank to rank; device: the limits "
+          "themselves; pipeline: any number of ranks, out of the times of stages and hops")
+      .OneOf(KindNames())
+      .Required();
   AddOption(sub, "--shape", args->shape,
             "random weights of a well-known shape, no checkpoint; gemma3-270m has that model's "
             "numbers in the llama family")
-      ->check(CLI::IsMember(ShapeNames()));
+      .OneOf(ShapeNames());
   list("--batch", args->batch, 1, 4096,
        "decode, attention: sequences at a time; gemv: rows; several separated by commas");
   list("--depth", args->depth, 0, 1 << 24, "decode, attention: tokens already in the cache");
   list("--chunk", args->chunk, 1, 1 << 16, "attention: tokens of each sequence; 1 is decoding");
   AddOption(sub, "--policies", args->policies,
             "attention: cache policies, separated by commas [--kv-policy]")
-      ->delimiter(',');
+      .SeparatedByCommas();
   AddOption(sub, "--storages", args->storages,
             "attention: cache storages, separated by commas [--kv-storage]")
-      ->delimiter(',');
+      .SeparatedByCommas();
   AddOption(sub, "--resident", args->resident,
             "offload: shares of the layers that stay on the device, separated by commas; with "
             "--device-memory: what fits")
-      ->delimiter(',')
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
+      .SeparatedByCommas()
+      .Within(0.0, 1.0)
+      .ShowDefault();
   AddOption(sub, "--tokens", args->tokens, "decode: new tokens of each sequence")
-      ->check(CLI::Range(2, 1 << 20))
-      ->capture_default_str();
+      .Within(2, 1 << 20)
+      .ShowDefault();
   AddOption(sub, "--prompt", args->prompt, "prefill: tokens of the prompt")
-      ->check(CLI::Range(1, 1 << 24))
-      ->capture_default_str();
+      .Within(1, 1 << 24)
+      .ShowDefault();
   AddOption(sub, "--repeat", args->repeat, "rounds; the median counts")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
+      .Within(1, 1000)
+      .ShowDefault();
   list("--simulate", args->simulate, 1, 1024,
        "pipeline: numbers of ranks that are predicted, besides those at hand")
-      ->expected(0, 64);
+      .Values(0, 64);
   AddFlag(sub, "--json", args->json, "a list of {name, value, unit, limit, ratio, ...}");
-  sub.callback([&options, &chosen, args] {
-    chosen = [&options, args] { return RunBench(options, *args); };
-  });
 }
 
 }  // namespace keyline

@@ -221,35 +221,32 @@ absl::Status RunClient(const Arguments& args) {
 }  // namespace
 
 void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
-  CLI::App& sub = *app.add_subcommand("client", "gRPC client of a running server");
   auto args = std::make_shared<Arguments>();
-  sub.add_option("what", args->what,
-                 "generate, score, embed, sessions, health, stats, placement or drain")
-      ->check(CLI::IsMember(
-          {"generate", "score", "embed", "sessions", "health", "stats", "placement", "drain"}))
-      ->required();
-  AddOption(sub, "--server", args->server, "host:port")->capture_default_str();
+  CLI::App& sub = AddCommand(app, "client", "gRPC client of a running server", chosen,
+                             [args] { return RunClient(*args); });
+  AddWord(sub, "what", args->what,
+          "generate, score, embed, sessions, health, stats, placement or drain")
+      .OneOf({"generate", "score", "embed", "sessions", "health", "stats", "placement", "drain"})
+      .Required();
+  AddOption(sub, "--server", args->server, "host:port").ShowDefault();
   AddOption(sub, "--server-ca", args->connection.server_ca_file,
             "PEM file of the authority of the server's certificate; without it, no TLS");
   AddOption(sub, "--certificate", args->connection.certificate_file, "this client's own, PEM");
   AddOption(sub, "--key", args->connection.key_file, "its key, PEM");
   AddOption(sub, "--token", args->connection.token, "bearer token; needs TLS");
-  AddOption(sub, "--timeout", args->timeout_seconds, "seconds for the call; 0: none")
-      ->check(CLI::NonNegativeNumber);
+  AddOption(sub, "--timeout", args->timeout_seconds, "seconds for the call; 0: none").NonNegative();
   AddOption(sub, "--wait", args->wait_seconds, "health: seconds to wait for a ready server")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+      .NonNegative()
+      .ShowDefault();
   AddOption(sub, "--prompt", args->prompt, "the text to continue, to score or to embed");
   AddOption(sub, "--prompt-file", args->prompt_file, "the same from a file");
   AddOption(sub, "--token-ids", args->token_ids, "the same as token ids, separated by commas")
-      ->delimiter(',');
+      .SeparatedByCommas();
   AddFlag(sub, "--chat", args->chat, "the prompt is a user's message");
   AddOption(sub, "--system", args->system, "with --chat: the system message");
   AddFlag(sub, "--special", args->special, "special tokens written in the prompt are parsed");
-  AddOption(sub, "--max-new-tokens", args->max_new_tokens, "at most so many tokens")
-      ->capture_default_str();
-  AddOption(sub, "--temperature", args->temperature, "0: the likeliest token")
-      ->capture_default_str();
+  AddOption(sub, "--max-new-tokens", args->max_new_tokens, "at most so many tokens").ShowDefault();
+  AddOption(sub, "--temperature", args->temperature, "0: the likeliest token").ShowDefault();
   AddOption(sub, "--top-k", args->top_k, "only the k likeliest tokens; 0: all");
   AddOption(sub, "--top-p", args->top_p, "only the likeliest that reach this probability");
   AddOption(sub, "--min-p", args->min_p, "only those at least this likely, relatively");
@@ -258,10 +255,10 @@ void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
   AddFlag(sub, "--ignore-eos", args->ignore_eos, "go on after end-of-text");
   AddOption(sub, "--layer", args->layer,
             "embed: the hidden states at the start of this layer; default: after the last norm")
-      ->check(CLI::Range(0, 1 << 20));
+      .Within(0, 1 << 20);
   AddOption(sub, "--pooling", args->pooling, "embed: the last token's state, or the mean of all")
-      ->check(CLI::IsMember({"last", "mean"}))
-      ->capture_default_str();
+      .OneOf({"last", "mean"})
+      .ShowDefault();
   AddFlag(sub, "--json", args->json, "print JSON");
   AddOption(sub, "--session", args->session, "generate: the session that this goes on with");
   AddOption(sub, "--prefix", args->prefix,
@@ -269,7 +266,6 @@ void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
   AddFlag(sub, "--share-system", args->share_system,
           "generate: the same for the message that --system gives");
   AddSessionOptions(sub, args->sessions);
-  sub.callback([&chosen, args] { chosen = [args] { return RunClient(*args); }; });
 }
 
 }  // namespace keyline

@@ -5,14 +5,11 @@
 namespace keyline {
 
 void AddClient(CLI::App& app, LaunchOptions& /*options*/, Command& chosen) {
-  CLI::App& sub = *app.add_subcommand("client", "not in this build: it needs gRPC");
-  sub.allow_extras();
-  sub.callback([&chosen] {
-    chosen = [] {
-      return absl::UnavailableError(
-          "built without gRPC; install libgrpc++-dev and configure with -DWITH_RPC=ON");
-    };
+  CLI::App& sub = AddCommand(app, "client", "not in this build: it needs gRPC", chosen, [] {
+    return absl::UnavailableError(
+        "built without gRPC; install libgrpc++-dev and configure with -DWITH_RPC=ON");
   });
+  AllowAnyFlags(sub);
 }
 
 }  // namespace keyline

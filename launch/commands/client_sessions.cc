@@ -3,7 +3,6 @@
 #include <cstdio>
 
 #include "kernels/device/status_macros.h"
-#include "launch/options.h"
 #include "launch/placement_report.h"
 
 namespace keyline {

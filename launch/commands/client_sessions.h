@@ -1,10 +1,10 @@
 // keyline client sessions: lists, makes, saves and removes conversations that a server keeps.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <string>
 
 #include "absl/status/status.h"
+#include "launch/flags.h"
 #include "rpc/client/client.h"
 
 namespace keyline {

@@ -2,15 +2,11 @@
 // command line, leaves what is to be run in `chosen`.
 #pragma once
 
-#include <CLI/CLI.hpp>
-#include <functional>
-
 #include "absl/status/status.h"
+#include "launch/flags.h"
 #include "launch/options.h"
 
 namespace keyline {
-
-using Command = std::function<absl::Status()>;
 
 // `options` holds the deployment file's values already; it must outlive the command.
 void AddGenerate(CLI::App& app, LaunchOptions& options, Command& chosen);

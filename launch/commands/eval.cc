@@ -329,9 +329,10 @@ absl::Status RunEval(const LaunchOptions& options, Arguments args) {
 }  // namespace
 
 void AddEval(CLI::App& app, LaunchOptions& options, Command& chosen) {
-  CLI::App& sub = *app.add_subcommand(
-      "eval", "the price of eviction on a text: policies, storages and lengths against dense");
   auto args = std::make_shared<Arguments>();
+  CLI::App& sub = AddCommand(
+      app, "eval", "the price of eviction on a text: policies, storages and lengths against dense",
+      chosen, [&options, args] { return RunEval(options, *args); });
   EvalAxes& axes = args->axes;
   axes.policies = {"dense", "last_recent", "h2o", "h2o_vnorm+norm"};
   axes.storages = {"plain", "int8"};
@@ -342,42 +343,40 @@ void AddEval(CLI::App& app, LaunchOptions& options, Command& chosen) {
             "token ids instead: safetensors (token_ids [sequences, tokens]) or JSON");
   AddOption(sub, "--window", axes.window,
             "tokens of each window of the text; default: the model's positions")
-      ->check(CLI::Range(2, 1 << 24));
+      .Within(2, 1 << 24);
   AddOption(sub, "--windows", args->windows, "most windows; default: the whole text")
-      ->check(CLI::Range(1, 1 << 24));
+      .Within(1, 1 << 24);
   AddOption(sub, "--policies", axes.policies,
             "cache policies, separated by commas; POLICY+norm ranks by normalised scores")
-      ->delimiter(',')
-      ->capture_default_str();
+      .SeparatedByCommas()
+      .ShowDefault();
   AddOption(sub, "--storages", axes.storages, "number formats of keys and values")
-      ->delimiter(',')
-      ->check(CLI::IsMember(CacheStorageNames()))
-      ->capture_default_str();
-  CLI::Option* fractions =
+      .SeparatedByCommas()
+      .OneOf(CacheStorageNames())
+      .ShowDefault();
+  const Flag fractions =
       AddOption(sub, "--fractions", axes.fractions,
                 "cache lengths as shares of the window, such as 1/2,0.25; default: 1/2,1/4,1/8");
-  fractions->delimiter(',');
+  fractions.SeparatedByCommas();
   AddOption(sub, "--lengths", axes.lengths, "cache lengths as slots instead")
-      ->delimiter(',')
-      ->excludes(fractions);
+      .SeparatedByCommas()
+      .Excludes(fractions);
   AddOption(sub, "--grace", axes.grace,
             "slots of the ring of most recent tokens, as a share of the cache length")
-      ->capture_default_str();
+      .ShowDefault();
   AddOption(
       sub, "--kv-chunk", options.kv.chunk_size,
       "tokens of a window's chunks after the first; default: 512, or the largest that fits each "
       "policy and length")
-      ->check(CLI::Range(1, 1 << 20));
+      .Within(1, 1 << 20);
   AddOption(sub, "--kv-sinks", options.kv.sinks, "first slots that are never evicted")
-      ->check(CLI::Range(0, 1 << 24));
+      .Within(0, 1 << 24);
   AddOption(sub, "--scratch", args->scratch,
             "folder for the dense cache's logits, 4 bytes x tokens x vocabulary; default: the "
             "system's for temporary files");
   AddOption(sub, "--out", args->out, "Markdown table; default: standard output");
   AddOption(sub, "--json-out", args->json_out, "JSON: a list, one entry for each row");
   AddOption(sub, "--svg-out", args->svg_out, "SVG: KL against bytes of a lane");
-  sub.callback(
-      [&options, &chosen, args] { chosen = [&options, args] { return RunEval(options, *args); }; });
 }
 
 }  // namespace keyline

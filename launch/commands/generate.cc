@@ -138,8 +138,9 @@ absl::Status Generate(const LaunchOptions& options, const Arguments& args) {
 }  // namespace
 
 void AddGenerate(CLI::App& app, LaunchOptions& options, Command& chosen) {
-  CLI::App& sub = *app.add_subcommand("generate", "prompt in, text out; no server");
   auto args = std::make_shared<Arguments>();
+  CLI::App& sub = AddCommand(app, "generate", "prompt in, text out; no server", chosen,
+                             [&options, args] { return Generate(options, *args); });
   AddModelOptions(sub, options);
   AddCacheOptions(sub, options);
   AddOption(sub, "--prompt", args->prompt, "the text to continue");
@@ -149,28 +150,25 @@ void AddGenerate(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddOption(sub, "--system", args->system, "with --chat: the system message");
   AddFlag(sub, "--no-special", args->no_special, "special tokens in the prompt stay text");
   AddOption(sub, "--max-new-tokens", args->max_new_tokens, "at most so many tokens")
-      ->check(CLI::Range(1, 1 << 24))
-      ->capture_default_str();
+      .Within(1, 1 << 24)
+      .ShowDefault();
   AddOption(sub, "--min-new-tokens", args->min_new_tokens, "stops do not count before")
-      ->check(CLI::Range(0, 1 << 24));
+      .Within(0, 1 << 24);
   AddOption(sub, "--temperature", args->sampling.temperature, "0: the likeliest token")
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str();
+      .Within(0.0, 100.0)
+      .ShowDefault();
   AddOption(sub, "--top-k", args->sampling.top_k, "only the k likeliest tokens; 0: all")
-      ->check(CLI::Range(0, 1 << 24));
+      .Within(0, 1 << 24);
   AddOption(sub, "--top-p", args->sampling.top_p, "only the likeliest that reach this probability")
-      ->check(CLI::Range(0.0, 1.0));
+      .Within(0.0, 1.0);
   AddOption(sub, "--min-p", args->sampling.min_p, "only those at least this likely, relatively")
-      ->check(CLI::Range(0.0, 1.0));
+      .Within(0.0, 1.0);
   AddOption(sub, "--seed", args->sampling.seed, "the same seed gives the same tokens");
   AddOption(sub, "--stop", args->stop, "a string that ends the answer; may be repeated");
   AddFlag(sub, "--ignore-eos", args->ignore_eos, "go on after end-of-text");
   AddFlag(sub, "--json", args->json, "one JSON object instead of text");
   AddOption(sub, "--timing-out", args->timing_out,
             "when each rank began and ended each step, JSON");
-  sub.callback([&options, &chosen, args] {
-    chosen = [&options, args] { return Generate(options, *args); };
-  });
 }
 
 }  // namespace keyline

@@ -133,13 +133,12 @@ absl::Status Plan(const LaunchOptions& options, bool json) {
 }  // namespace
 
 void AddPlan(CLI::App& app, LaunchOptions& options, Command& chosen) {
-  CLI::App& sub = *app.add_subcommand("plan", "placement, bytes and capacity before loading");
   auto json = std::make_shared<bool>(false);
+  CLI::App& sub = AddCommand(app, "plan", "placement, bytes and capacity before loading", chosen,
+                             [&options, json] { return Plan(options, *json); });
   AddModelOptions(sub, options);
   AddCacheOptions(sub, options);
   AddFlag(sub, "--json", *json, "print JSON");
-  sub.callback(
-      [&options, &chosen, json] { chosen = [&options, json] { return Plan(options, *json); }; });
 }
 
 }  // namespace keyline

@@ -197,9 +197,9 @@ absl::Status Score(const LaunchOptions& options, const Arguments& args) {
 }  // namespace
 
 void AddScore(CLI::App& app, LaunchOptions& options, Command& chosen) {
-  CLI::App& sub =
-      *app.add_subcommand("score", "log-probabilities of given tokens under a cache policy");
   auto args = std::make_shared<Arguments>();
+  CLI::App& sub = AddCommand(app, "score", "log-probabilities of given tokens under a cache policy",
+                             chosen, [&options, args] { return Score(options, *args); });
   AddModelOptions(sub, options);
   AddCacheOptions(sub, options);
   AddOption(sub, "--text", args->text, "the text to score");
@@ -209,7 +209,7 @@ void AddScore(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddFlag(sub, "--no-bos", args->no_bos, "put no BOS first");
   AddFlag(sub, "--no-special", args->no_special, "special tokens in the text stay text");
   AddOption(sub, "--decode-tail", args->decode_tail, "feed the last so many tokens one by one")
-      ->check(CLI::Range(0, 1 << 24));
+      .Within(0, 1 << 24);
   AddOption(sub, "--logits-out", args->logits_out,
             "safetensors: logits float32 [sequences, tokens, vocab]");
   AddOption(sub, "--logprobs-out", args->logprobs_out,
@@ -218,8 +218,6 @@ void AddScore(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddOption(sub, "--timing-out", args->timing_out,
             "when each rank began and ended each step, JSON");
   AddFlag(sub, "--json", args->json, "print JSON");
-  sub.callback(
-      [&options, &chosen, args] { chosen = [&options, args] { return Score(options, *args); }; });
 }
 
 }  // namespace keyline

@@ -166,19 +166,17 @@ absl::Status Selftest(const LaunchOptions& options, const Arguments& args) {
 }  // namespace
 
 void AddSelftest(CLI::App& app, LaunchOptions& options, Command& chosen) {
-  CLI::App& sub = *app.add_subcommand(
-      "selftest",
-      "the same requests on 1..N ranks, resident and streamed, alone and batched: results must "
-      "agree");
   auto args = std::make_shared<Arguments>();
+  CLI::App& sub = AddCommand(
+      app, "selftest",
+      "the same requests on 1..N ranks, resident and streamed, alone and batched: results must "
+      "agree",
+      chosen, [&options, args] { return Selftest(options, *args); });
   AddModelOptions(sub, options);
   AddCacheOptions(sub, options);
   AddOption(sub, "--max-new-tokens", args->max_new_tokens, "tokens of each request")
-      ->check(CLI::Range(kRequests, 1 << 20))
-      ->capture_default_str();
-  sub.callback([&options, &chosen, args] {
-    chosen = [&options, args] { return Selftest(options, *args); };
-  });
+      .Within(kRequests, 1 << 20)
+      .ShowDefault();
 }
 
 }  // namespace keyline

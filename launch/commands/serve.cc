@@ -173,11 +173,12 @@ absl::Status Serve(const LaunchOptions& options) {
 }  // namespace
 
 void AddServe(CLI::App& app, LaunchOptions& options, Command& chosen) {
-  CLI::App& sub = *app.add_subcommand("serve", "every rank of a server; gRPC on rank 0");
+  CLI::App& sub = AddCommand(app, "serve", "every rank of a server; gRPC on rank 0", chosen,
+                             [&options] { return Serve(options); });
   AddModelOptions(sub, options);
   AddCacheOptions(sub, options);
   AddOption(sub, "--address", options.address, "host:port that rank 0 listens on; port 0: any")
-      ->capture_default_str();
+      .ShowDefault();
   AddFlag(sub, "--insecure", options.insecure, "allow an address other than loopback without TLS");
   AddOption(sub, "--tls-certificate", options.tls_certificate, "PEM file; with --tls-key");
   AddOption(sub, "--tls-key", options.tls_key, "PEM file of the certificate's key");
@@ -186,29 +187,28 @@ void AddServe(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddOption(sub, "--token-file", options.token_file, "bearer tokens, one a line; needs TLS");
   AddOption(sub, "--max-queued-requests", options.max_queued_requests,
             "requests that may wait for a lane")
-      ->check(CLI::Range(0, 1 << 20))
-      ->capture_default_str();
+      .Within(0, 1 << 20)
+      .ShowDefault();
   AddOption(sub, "--max-queued-tokens", options.max_queued_tokens,
             "tokens (prompt and new) of all that wait")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+      .Positive()
+      .ShowDefault();
   AddOption(sub, "--drain-seconds", options.drain_seconds,
             "how long running requests may go on after SIGTERM")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+      .NonNegative()
+      .ShowDefault();
   AddOption(sub, "--session-dir", options.session_dir,
             "folder where sessions are saved; without it, they are not");
   AddOption(sub, "--session-memory", options.session_memory,
             "most host memory of sessions that have given their lane up")
-      ->capture_default_str();
+      .ShowDefault();
   AddOption(sub, "--max-sessions", options.max_sessions,
             "sessions at a time, and saved ones; 0: none")
-      ->check(CLI::Range(0, 1 << 20))
-      ->capture_default_str();
+      .Within(0, 1 << 20)
+      .ShowDefault();
   AddOption(sub, "--prefix-memory", options.prefix_memory,
             "most host memory of snapshots of prompt prefixes; 0: none")
-      ->capture_default_str();
-  sub.callback([&options, &chosen] { chosen = [&options] { return Serve(options); }; });
+      .ShowDefault();
 }
 
 }  // namespace keyline

@@ -81,8 +81,9 @@ absl::Status Tokenize(const LaunchOptions& options, const Arguments& args) {
 }  // namespace
 
 void AddTokenize(CLI::App& app, LaunchOptions& options, Command& chosen) {
-  CLI::App& sub = *app.add_subcommand("tokenize", "token ids of a text, or the other way round");
   auto args = std::make_shared<Arguments>();
+  CLI::App& sub = AddCommand(app, "tokenize", "token ids of a text, or the other way round", chosen,
+                             [&options, args] { return Tokenize(options, *args); });
   AddOption(sub, "--model", options.model, "a Hugging Face directory, or one .gguf file");
   AddOption(sub, "--text", args->text, "the text");
   AddOption(sub, "--file", args->file, "the same from a file; - for standard input");
@@ -90,9 +91,6 @@ void AddTokenize(CLI::App& app, LaunchOptions& options, Command& chosen) {
   AddFlag(sub, "--no-bos", args->no_bos, "put no BOS first");
   AddFlag(sub, "--no-special", args->no_special, "special tokens in the text stay text");
   AddFlag(sub, "--json", args->json, "{\"token_ids\": [...], \"tokens\": [...]}");
-  sub.callback([&options, &chosen, args] {
-    chosen = [&options, args] { return Tokenize(options, *args); };
-  });
 }
 
 }  // namespace keyline
