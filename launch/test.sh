@@ -26,7 +26,7 @@ build_and_test() {
   cmake --build --preset "$preset" ${1:+--target "$@"}
   say "Testing $preset"
   # shellcheck disable=SC2086  # flags are words
-  ctest --preset "$preset" $flags
+  ctest --preset "$preset" --parallel 2 $flags
 }
 
 build_and_test release ""
