@@ -230,21 +230,23 @@ std::vector<double> KvLaneReference::Attend(int n, const std::vector<float>& q) 
       for (int j = 0; j < spec_.length; ++j) {
         const int pos = slot_pos_[h][j];
         if (pos < 0 || pos > p || (spec_.window > 0 && pos <= p - spec_.window)) continue;
+        const double* key = k_[h][j].data();
         double dot = 0;
-        for (int d = 0; d < spec_.head_dim; ++d) dot += query[d] * k_[h][j][d];
+        for (int d = 0; d < spec_.head_dim; ++d) dot += query[d] * key[d];
         logit[j] = dot * spec_.scale;
         if (spec_.softcap > 0) logit[j] = spec_.softcap * std::tanh(logit[j] / spec_.softcap);
         largest = std::max(largest, logit[j]);
       }
       if (largest == kMinusInfinity) continue;
       double sum = 0;
-      for (double& x : logit) sum += x = std::exp(x - largest);
+      for (double& x : logit) sum += x = x == kMinusInfinity ? 0 : std::exp(x - largest);
       double* row = out.data() + (int64_t{i} * spec_.heads + head) * spec_.head_dim;
       for (int j = 0; j < spec_.length; ++j) {
         if (logit[j] == 0) continue;
         const double weight = logit[j] / sum;
+        const double* value = v_[h][j].data();
         mass_[h][j] += weight / group;
-        for (int d = 0; d < spec_.head_dim; ++d) row[d] += weight * v_[h][j][d];
+        for (int d = 0; d < spec_.head_dim; ++d) row[d] += weight * value[d];
       }
     }
   }
