@@ -21,7 +21,8 @@ void Embed(Stream& s, TensorView hidden, const Batch& batch, const Weight& table
       batch.tokens,
       [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
-          const int32_t id = batch.token_ids[t];
+          int32_t id = batch.token_ids[t];
+          if (id == kDrawnToken) id = batch.drawn[batch.chunk[batch.token_chunk[t]].lane];
           CHECK(id >= 0 && id < table.rows) << "token id " << id << " of " << table.rows;
           UnpackRow(table, id, scale, hidden.row<float>(t));
         }

@@ -187,7 +187,8 @@ void CudaStream::ForgetGraphs() {
 
 CudaEvent::CudaEvent(int index, bool timer) {
   const CurrentDevice current(index);
-  CUDA_CHECK(cudaEventCreateWithFlags(&event_, timer ? 0 : cudaEventDisableTiming));
+  CUDA_CHECK(cudaEventCreateWithFlags(
+      &event_, cudaEventBlockingSync | (timer ? 0 : cudaEventDisableTiming)));
 }
 
 CudaEvent::~CudaEvent() { CUDA_CHECK(cudaEventDestroy(event_)); }

@@ -18,11 +18,16 @@ namespace {
 
 constexpr int kMaxThreads = 512;
 
+__device__ int32_t IdOf(const Batch& batch, int64_t token) {
+  const int32_t id = batch.token_ids[token];
+  return id == kDrawnToken ? batch.drawn[batch.chunk[batch.token_chunk[token]].lane] : id;
+}
+
 template <class To, class From, int kCount>
-__global__ void EmbedKernel(To* out, int64_t out_stride, const int32_t* ids, const From* table,
+__global__ void EmbedKernel(To* out, int64_t out_stride, const Batch batch, const From* table,
                             int64_t rows, int64_t cols, int64_t table_stride, float scale) {
   const int64_t token = blockIdx.x;
-  const int32_t id = ids[token];
+  const int32_t id = IdOf(batch, token);
   DeviceCheck(id >= 0 && id < rows);
   const From* from = table + id * table_stride;
   To* to = out + token * out_stride;
@@ -37,10 +42,10 @@ __global__ void EmbedKernel(To* out, int64_t out_stride, const int32_t* ids, con
 
 // The same of a packed table.
 template <class To, class Tile>
-__global__ void EmbedPackedKernel(To* out, int64_t out_stride, const int32_t* ids,
-                                  const Tile* table, int64_t rows, int64_t cols, float scale) {
+__global__ void EmbedPackedKernel(To* out, int64_t out_stride, const Batch batch, const Tile* table,
+                                  int64_t rows, int64_t cols, float scale) {
   const int64_t token = blockIdx.x;
-  const int32_t id = ids[token];
+  const int32_t id = IdOf(batch, token);
   DeviceCheck(id >= 0 && id < rows);
   for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
     out[token * out_stride + i] =
@@ -105,8 +110,8 @@ void Embed(Stream& s, TensorView hidden, const Batch& batch, const Weight& table
       DispatchPacked(table.dtype, [&](auto lane) {
         using Tile = typename decltype(lane)::Tile;
         EmbedPackedKernel<<<batch.tokens, threads, 0, Native(s)>>>(
-            hidden.as<To>(), hidden.strides[0], batch.token_ids,
-            static_cast<const Tile*>(table.data), table.rows, table.cols, scale);
+            hidden.as<To>(), hidden.strides[0], batch, static_cast<const Tile*>(table.data),
+            table.rows, table.cols, scale);
       });
     });
     CUDA_CHECK(cudaGetLastError());
@@ -118,9 +123,9 @@ void Embed(Stream& s, TensorView hidden, const Batch& batch, const Weight& table
       using From = decltype(from);
       const auto kernel =
           TakesRuns(hidden) ? EmbedKernel<To, From, kRun> : EmbedKernel<To, From, 1>;
-      kernel<<<batch.tokens, threads, 0, Native(s)>>>(
-          hidden.as<To>(), hidden.strides[0], batch.token_ids, static_cast<const From*>(table.data),
-          table.rows, table.cols, ld, scale);
+      kernel<<<batch.tokens, threads, 0, Native(s)>>>(hidden.as<To>(), hidden.strides[0], batch,
+                                                      static_cast<const From*>(table.data),
+                                                      table.rows, table.cols, ld, scale);
     });
   });
   CUDA_CHECK(cudaGetLastError());

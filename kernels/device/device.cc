@@ -10,6 +10,7 @@
 namespace keyline {
 
 void Stream::WaitFor(Event& mark) {
+  if (!while_waiting_) return mark.Synchronize();  // other work is under way: it may sleep
   PollUntil([&mark] { return mark.Reached(); });
 }
 

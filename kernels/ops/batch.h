@@ -28,6 +28,9 @@ struct Chunk {
   int32_t chunk_position;
 };
 
+// A token id: the token that was drawn last for the lane (Batch::drawn).
+inline constexpr int32_t kDrawnToken = -1;
+
 // One pass: chunks of different lanes, packed one behind the other. A lane occurs at most once.
 struct Batch {
   int tokens = 0;  // sum over chunks
@@ -37,6 +40,7 @@ struct Batch {
   const int32_t* token_ids = nullptr;    // [tokens], device
   const int32_t* positions = nullptr;    // [tokens], device: position in its own sequence
   const int32_t* token_chunk = nullptr;  // [tokens], device: index of the token's chunk
+  const int32_t* drawn = nullptr;        // [lanes], device, of Sample; where ids are kDrawnToken
 };
 
 // Rotary embedding: angles come from float64, stored as float32 pairs (cos, sin).

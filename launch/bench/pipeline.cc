@@ -79,7 +79,8 @@ class Predictor {
   PipelineSetting Setting(double turnaround, int depth) const {
     return {.ranks = ranks_,
             .depth = depth,
-            .turnaround = turnaround,
+            // A lone GPU runs ahead (Coordinator::runs_ahead).
+            .turnaround = ranks_ == 1 && times_.devices_run_alone ? 0 : turnaround,
             .answer = times_.answer,
             .devices_run_alone = times_.devices_run_alone,
             .last_receives_ahead = times_.last_receives_ahead};

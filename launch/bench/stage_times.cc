@@ -117,6 +117,7 @@ class Measurer {
 
   absl::StatusOr<double> StepOfEngine(SoloStage& solo, int batch) const {
     Coordinator coordinator(solo.stage(), solo.communicator());
+    coordinator.RunAhead(false);  // the turnaround is looked for
     std::vector<double> rounds;
     for (int round = 0; round <= run_.args.repeat; ++round) {
       std::vector<Request> requests;
@@ -136,6 +137,7 @@ class Measurer {
   // From the end of a piece's stage to the begin of the next one's, by the stage's own account.
   absl::StatusOr<double> TurnaroundOfPieces(SoloStage& solo) const {
     Coordinator coordinator(solo.stage(), solo.communicator());
+    coordinator.RunAhead(false);
     std::vector<double> turnarounds;
     for (int round = 0; round <= run_.args.repeat; ++round) {
       std::vector<Request> requests;

@@ -23,10 +23,11 @@ void CacheLedger::Advance(RequestId request, const LanePolicy& policy, int first
   entry.tokens = first_position + tokens;
 }
 
-void CacheLedger::Close(RequestId request) {
+void CacheLedger::Close(RequestId request, int tokens) {
   std::lock_guard lock(mutex_);
   const auto found = running_.find(request);
   if (found == running_.end()) return;
+  found->second.tokens = tokens;
   for (size_t l = 0; l < evicted_.size(); ++l) {
     evicted_[l] += Evicted(found->second, static_cast<int>(l));
   }

@@ -17,8 +17,9 @@ class CacheLedger {
   // A chunk [first_position, first_position + tokens) of the request has been launched. `policy`:
   // the request's; one call after the other continues where the last one ended.
   void Advance(RequestId request, const LanePolicy& policy, int first_position, int tokens);
-  // The request has given up its lane.
-  void Close(RequestId request);
+  // The request has given up its lane, into which it put `tokens` with what was there before: fewer
+  // than were launched where a step was in vain.
+  void Close(RequestId request, int tokens);
 
   // Adds slots_used and evicted to stats[layer].
   void AddTo(std::vector<LayerCacheStats>& stats) const;

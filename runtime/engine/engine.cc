@@ -45,6 +45,7 @@ class Engine::Loop : private LaneKeeper {
              .max_pass_tokens = coordinator.spec().max_pass_tokens,
              // A sweep of streamed layers serves all lanes at the price of one.
              .groups = coordinator.sweep_tokens() > 0 ? 1 : coordinator.spec().pipeline_depth,
+             .ahead = coordinator.runs_ahead(),
              .states_per_step =
                  static_cast<int>(std::max<int64_t>(kMaxLaneStateBytes / lane_bytes_, 1)),
              .sweep_tokens = coordinator.sweep_tokens()},
@@ -267,7 +268,7 @@ std::shared_ptr<Sequence> Engine::Loop::Remove(RequestId id) {
 void Engine::Loop::End(RequestId id, const absl::Status& status) {
   std::shared_ptr<Sequence> sequence = Remove(id);
   if (sequence == nullptr) return;
-  ledger_.Close(id);
+  ledger_.Close(id, sequence->tokens_processed());
   {
     std::lock_guard lock(mutex_);
     queued_.erase(id);
@@ -335,7 +336,7 @@ void Engine::Loop::Complete(const std::shared_ptr<Sequence>& sequence) {
     report = ReportCache(*sequence, coordinator_.spec(), coordinator_.model());
   }
   Remove(sequence->id());
-  ledger_.Close(sequence->id());
+  ledger_.Close(sequence->id(), sequence->tokens_processed());
   {
     std::lock_guard lock(mutex_);
     ++(sequence->error().ok() ? load_.requests_finished : load_.requests_failed);
@@ -439,11 +440,14 @@ absl::Status Engine::Loop::Run() {
     TakeEvents();
     EndExpired(absl::Now());
     if (DrainIsOver()) EndAll(absl::UnavailableError("the server is shutting down"));
-    if (!flights_.empty() && coordinator_.ResultReady()) {
+    const bool room = coordinator_.in_flight() < coordinator_.most_in_flight();
+    // A device that stands still comes before those who wait for what it did.
+    const bool launch_first = room && coordinator_.runs_ahead();
+    if (!launch_first && !flights_.empty() && coordinator_.ResultReady()) {
       status = CollectStep();
       continue;
     }
-    if (coordinator_.in_flight() < coordinator_.spec().pipeline_depth) {
+    if (room) {
       std::vector<std::shared_ptr<Sequence>> started;
       if (auto step = scheduler_.NextStep(&started)) {
         status = LaunchStep(std::move(*step), started);

@@ -149,7 +149,8 @@ std::optional<ScheduledStep> Scheduler::NextStep(std::vector<std::shared_ptr<Seq
     const int group = next_group_;
     next_group_ = (next_group_ + 1) % limits_.groups;
     for (const auto& sequence : running_) {
-      if (sequence->group == group && sequence->ready_to_decode()) {
+      if (sequence->group != group) continue;
+      if (sequence->ready_to_decode() || (limits_.ahead && sequence->may_decode_ahead())) {
         Add(step, batch, sequence, sequence->TakeDecode());
       }
     }

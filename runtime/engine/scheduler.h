@@ -24,6 +24,7 @@ struct SchedulerLimits {
   int lanes = 1;
   int max_pass_tokens = 512;  // REQUIRES: >= lanes + the longest chunk after the first
   int groups = 1;             // micro-batches; the pipeline's depth
+  bool ahead = false;         // decode steps may begin with tokens that are in flight
   int states_per_step = 1;    // most lanes that one step restores, and that it saves
   // Most tokens of a step, in passes that all go through a layer before the next, or 0: one pass a
   // step.

@@ -32,7 +32,14 @@ Sequence::Sequence(RequestId id, Request request, std::shared_ptr<TokenSink> sin
 }
 
 bool Sequence::ready_to_decode() const {
-  return !request_.reads_only() && !prefilling() && !token_in_flight_ && !generated_.empty();
+  return !request_.reads_only() && !prefilling() && tokens_in_flight_ == 0 && !generated_.empty();
+}
+
+bool Sequence::may_decode_ahead() const {
+  const int then = new_tokens() + 1;
+  return !request_.reads_only() && !prefilling() && tokens_in_flight_ == 1 &&
+         !request_.session.has_value() && request_.response.top_logprobs == 0 &&
+         then < request_.stop.max_new_tokens && prompt_end() + then < max_positions_;
 }
 
 int Sequence::NextPrefillTokens(int budget) const {
@@ -78,24 +85,26 @@ pipeline::PlanChunk Sequence::TakePrefill(int tokens) {
   } else if (!prefilling()) {
     chunk.set_output(pipeline::OUTPUT_SAMPLE);
     chunk.set_top_logprobs(request_.response.top_logprobs);
-    token_in_flight_ = true;
+    ++tokens_in_flight_;
   }
   return chunk;
 }
 
 pipeline::PlanChunk Sequence::TakeDecode() {
-  CHECK(ready_to_decode());
+  CHECK(ready_to_decode() || may_decode_ahead());
   pipeline::PlanChunk chunk;
   chunk.set_lane(lane);
   chunk.set_first_position(launched_);
   chunk.set_takes_mass(true);
   chunk.set_chunk_tokens(1);
   chunk.set_chunk_position(launched_);
-  chunk.add_token_ids(generated_.back());
+  ahead_ = tokens_in_flight_;
+  chunk.set_token_is_drawn(ahead_ > 0);
+  chunk.add_token_ids(ahead_ > 0 ? 0 : generated_.back());
   chunk.set_output(pipeline::OUTPUT_SAMPLE);
   chunk.set_top_logprobs(request_.response.top_logprobs);
   ++launched_;
-  token_in_flight_ = true;
+  ++tokens_in_flight_;
   return chunk;
 }
 
@@ -115,7 +124,7 @@ bool Sequence::StopsAt(int32_t token) const {
 }
 
 bool Sequence::OnSampled(const pipeline::SampledTokenResult& sampled, absl::Time now) {
-  token_in_flight_ = false;
+  --tokens_in_flight_;
   if (sampled.token() < 0) {
     error_ = absl::InternalError("the model's logits hold no finite number; request ended");
     return true;
@@ -169,6 +178,7 @@ bool Sequence::OnSampled(const pipeline::SampledTokenResult& sampled, absl::Time
   }
   if (request_.response.text) delta.text = std::move(text);
   Emit(std::move(delta));
+  if (!finished) ahead_ = 0;
   return finished;
 }
 
@@ -241,7 +251,7 @@ Standing Sequence::standing() const {
     now.pending.assign(request_.prompt.begin() + (now.tokens - request_.first_position),
                        request_.prompt.end());
   }
-  if (!generated_.empty() && !token_in_flight_) now.pending.push_back(generated_.back());
+  if (!generated_.empty() && tokens_in_flight_ == 0) now.pending.push_back(generated_.back());
   now.last_token = generated_.empty() ? request_.prompt.back() : generated_.back();
   return now;
 }

@@ -47,6 +47,10 @@ class Sequence {
   bool prefilling() const { return next_chunk_ < chunks_.size(); }
   // Whether a decode step could be launched now: its last token is known and none is in flight.
   bool ready_to_decode() const;
+  // Whether one could be launched with the token that is in flight: it is not the last for its
+  // number. Where that token ends the sequence, the step was in vain; a session's lane must not see
+  // it.
+  bool may_decode_ahead() const;
   // Tokens of the next prefill chunk or piece, given room for `budget` tokens: a piece of the first
   // chunk takes what fits, later chunks are whole or 0.
   int NextPrefillTokens(int budget) const;
@@ -73,7 +77,8 @@ class Sequence {
   const absl::Status& error() const { return error_; }
 
   int new_tokens() const { return static_cast<int>(generated_.size()); }
-  int tokens_processed() const { return launched_; }  // positions that have been launched
+  // Positions that have been launched, but for one that nothing comes of.
+  int tokens_processed() const { return launched_ - ahead_; }
   // Whether anything has been launched. False: the lane is as it was.
   bool progressed() const { return launched_ > begun_at_; }
   Standing standing() const;
@@ -100,7 +105,8 @@ class Sequence {
   int piece_done_ = 0;  // tokens of the chunk at hand that have been launched
   int begun_at_ = 0;    // tokens that its lane began with
   int launched_ = 0;    // tokens of the sequence that have been launched, or begun with
-  bool token_in_flight_ = false;
+  int tokens_in_flight_ = 0;
+  int ahead_ = 0;  // tokens launched before it was known whether the sequence goes on
   std::vector<int32_t> generated_;
 
   const Tokenizer* tokenizer_;

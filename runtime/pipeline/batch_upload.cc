@@ -78,7 +78,7 @@ UploadedBatch BatchUpload::Add(const pipeline::PlanBatch& plan) {
                       .chunk_tokens = c.chunk_tokens(),
                       .chunk_position = c.chunk_position()});
     for (int i = 0; i < c.token_ids_size(); ++i) {
-      ids.push_back(static_cast<int32_t>(c.token_ids(i)));
+      ids.push_back(c.token_is_drawn() ? kDrawnToken : static_cast<int32_t>(c.token_ids(i)));
       positions.push_back(c.first_position() + i);
       token_chunk.push_back(static_cast<int32_t>(chunks.size()) - 1);
     }

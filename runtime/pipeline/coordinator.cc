@@ -2,6 +2,7 @@
 
 #include <glog/logging.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -55,19 +56,47 @@ void Merge(pipeline::StepResult&& part, Coordinator::Result& result) {
 
 }  // namespace
 
+Coordinator::Coordinator(Stage& stage, Communicator& comm, int sweep_tokens)
+    : stage_(&stage),
+      comm_(&comm),
+      sweep_tokens_(sweep_tokens),
+      // Layers that stream bind a step's time, not the host.
+      runs_ahead_(comm.size() == 1 && stage.spec().pipeline_depth == 1 && sweep_tokens == 0 &&
+                  stage.works_on_its_own()) {}
+
+void Coordinator::RunAhead(bool on) {
+  CHECK(flights_.empty() && (comm_->size() == 1 || !on));
+  runs_ahead_ = on;
+}
+
+void Coordinator::EndStep() {
+  const auto flight = std::find_if(flights_.begin(), flights_.end(),
+                                   [](const Flight& flight) { return flight.running; });
+  flight->own = stage_->End(*comm_);
+  flight->running = false;
+}
+
 absl::Status Coordinator::Launch(pipeline::StepPlan plan) {
-  CHECK_LT(in_flight(), spec().pipeline_depth);
+  CHECK_LT(in_flight(), most_in_flight());
   plan.set_step(next_step_++);
   Flight flight{.step = plan.step(),
                 .tokens = TokensOf(plan),
                 .states = MovesStates(plan),
                 .begin = absl::Now(),
                 .owing = {},
-                .own = {}};
+                .own = {},
+                .running = false};
   for (int rank = 1; rank < comm_->size(); ++rank) {
     if (Answers(plan, rank, comm_->size())) flight.owing.push_back(rank);
   }
   if (comm_->size() > 1) comm_->SendBytes(1, ToBytes(plan));
+  if (runs_ahead_) {
+    while (stage_->running() > 0 && !AsksTokensOnly(plan)) EndStep();
+    if (absl::Status begun = stage_->Begin(plan, *comm_); !begun.ok()) return lost_ = begun;
+    flight.running = true;
+    flights_.push_back(std::move(flight));
+    return absl::OkStatus();
+  }
   absl::StatusOr<pipeline::StepResult> own = stage_->Run(plan, *comm_);
   if (!own.ok()) return lost_ = own.status();
   flight.own = *std::move(own);
@@ -77,6 +106,7 @@ absl::Status Coordinator::Launch(pipeline::StepPlan plan) {
 
 bool Coordinator::ResultReady() {
   CHECK(!flights_.empty());
+  if (flights_.front().running) return stage_->HasEnded();
   for (int rank : flights_.front().owing) {
     if (!comm_->HasBytes(rank)) return false;
   }
@@ -85,6 +115,7 @@ bool Coordinator::ResultReady() {
 
 absl::StatusOr<Coordinator::Result> Coordinator::Collect() {
   CHECK(!flights_.empty());
+  if (flights_.front().running) EndStep();
   Flight flight = std::move(flights_.front());
   flights_.pop_front();
   Result result;

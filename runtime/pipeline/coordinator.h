@@ -18,17 +18,24 @@ class Coordinator {
   // Both must outlive the coordinator. `sweep_tokens`: tokens that a step may have so that one
   // sweep of streamed layers serves them all, the most that any rank takes; 0: no rank's layers
   // stream. REQUIRES: comm.rank() == 0.
-  Coordinator(Stage& stage, Communicator& comm, int sweep_tokens = 0)
-      : stage_(&stage), comm_(&comm), sweep_tokens_(sweep_tokens) {}
+  Coordinator(Stage& stage, Communicator& comm, int sweep_tokens = 0);
 
   const PipelineSpec& spec() const { return stage_->spec(); }
   const DecoderModel& model() const { return stage_->model(); }
   int sweep_tokens() const { return sweep_tokens_; }
 
+  // Whether a step may be launched while the tokens that it begins with are still being drawn
+  // (PlanChunk.token_is_drawn): where this rank is the only one and its device works on its own,
+  // which would otherwise stand still from one step to the next.
+  bool runs_ahead() const { return runs_ahead_; }
+  // The other way, for tests and measurements. REQUIRES: one rank, if `on`; nothing is in flight.
+  void RunAhead(bool on);
+
   // Sends the plan down the pipeline and runs this rank's part. `plan.step` is filled in.
-  // REQUIRES: in_flight() < spec().pipeline_depth.
+  // REQUIRES: in_flight() < most_in_flight().
   absl::Status Launch(pipeline::StepPlan plan);
   int in_flight() const { return static_cast<int>(flights_.size()); }
+  int most_in_flight() const { return runs_ahead_ ? Stage::kMostRunning : spec().pipeline_depth; }
   // Whether Collect would return without waiting. REQUIRES: in_flight() > 0.
   bool ResultReady();
   // The oldest step's result, all ranks' parts merged: tokens and scores of the last rank,
@@ -52,12 +59,16 @@ class Coordinator {
     absl::Time begin;
     std::vector<int> owing;  // ranks whose results are awaited
     pipeline::StepResult own;
+    bool running = false;  // `own` is still to come
   };
+  // Waits for the oldest step that the stage still runs.
+  void EndStep();
   absl::StatusOr<pipeline::StepResult> Await(int rank, const Flight& flight);
 
   Stage* stage_;
   Communicator* comm_;
   int sweep_tokens_;
+  bool runs_ahead_;
   StepLimit limit_;
   absl::Status lost_;
   uint64_t next_step_ = 1;

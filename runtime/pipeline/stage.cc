@@ -37,7 +37,6 @@ struct Stage::Parts {
   OffloadPlan offload;
   ShardRange shard;
   int rank;
-  int ranks;
   std::unique_ptr<LayerStore> layers;
   LayerBlob embedding;  // first rank
   LayerBlob head;       // last rank: final norm, and the head unless it is the embedding
@@ -72,6 +71,7 @@ Stage::~Stage() = default;
 
 const PipelineSpec& Stage::spec() const { return p_->spec; }
 const DecoderModel& Stage::model() const { return *p_->model; }
+bool Stage::works_on_its_own() const { return !p_->device->memory_is_host(); }
 
 size_t Stage::weight_bytes() const {
   return p_->layers->device_bytes() + p_->embedding.device_bytes() + p_->head.device_bytes();
@@ -95,7 +95,6 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
   p->spec = spec;
   p->offload = offload;
   p->rank = rank;
-  p->ranks = static_cast<int>(spec.shards.size());
   p->shard = spec.shards.at(rank);
   p->receiving = absl::StrCat("receive hidden states from rank ", rank - 1);
   p->sending = absl::StrCat("send hidden states to rank ", rank + 1);
@@ -178,7 +177,7 @@ absl::Status Stage::Begin(const StepPlan& plan, Communicator& comm) {
   state.Step(plan.step());
   // The host's own work may take its time; a device that waits for a lost peer never ends.
   if (!p_->device->memory_is_host()) state.Expect(p_->limit.For(step.tokens, step.states));
-  p_->stream->WhileWaiting([&comm] { comm.Progress(); });
+  p_->stream->WhileWaiting(comm.ProgressWhileWaiting());
   const absl::Status status = RunBatches(plan, comm, step);
   p_->stream->WhileWaiting(nullptr);
   if (status.ok()) running_.push_back(std::move(step));
@@ -194,7 +193,7 @@ StepResult Stage::End(Communicator& comm) {
   Running step = std::move(running_.front());
   running_.pop_front();
   if (step.place >= 0) {
-    p_->stream->WhileWaiting([&comm] { comm.Progress(); });
+    p_->stream->WhileWaiting(comm.ProgressWhileWaiting());
     TakeTokens(step);
     p_->stream->WhileWaiting(nullptr);
   }
@@ -265,7 +264,8 @@ std::vector<Stage::Pass> Stage::Upload(const StepPlan& plan, int first, int coun
   std::vector<Pass> passes;
   int row = 0;
   for (int i = 0; i < count; ++i) {
-    const UploadedBatch& uploaded = p_->upload->batches()[i];
+    UploadedBatch uploaded = p_->upload->batches()[i];
+    if (p_->sampler.has_value()) uploaded.batch.drawn = p_->sampler->drawn();
     const int tokens = uploaded.batch.tokens;
     passes.push_back({.plan = batches[i],
                       .uploaded = uploaded,

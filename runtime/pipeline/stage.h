@@ -52,6 +52,8 @@ class Stage {
 
   const PipelineSpec& spec() const;
   const DecoderModel& model() const;
+  // Whether the device computes while this thread does other things.
+  bool works_on_its_own() const;
   size_t weight_bytes() const;
   size_t kv_bytes() const;
   // Of the layers that stream, those that host memory had no room for; see StreamedStore.

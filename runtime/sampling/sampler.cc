@@ -16,6 +16,7 @@ absl::StatusOr<Sampler> Sampler::Make(Device& device, int lanes, int max_rows) {
                    Tensor::Allocate(device, DType::kU8, {bytes(lanes * sizeof(SamplingParams))}));
   ASSIGN_OR_RETURN(sampler.sampled_,
                    Tensor::Allocate(device, DType::kU8, {bytes(max_rows * sizeof(SampledToken))}));
+  ASSIGN_OR_RETURN(sampler.drawn_, Tensor::Allocate(device, DType::kI32, {lanes}));
   ASSIGN_OR_RETURN(sampler.top_tokens_,
                    Tensor::Allocate(device, DType::kI32, {max_rows, kMaxTopLogProbs}));
   ASSIGN_OR_RETURN(sampler.top_logprobs_,
@@ -32,7 +33,8 @@ absl::StatusOr<Sampler> Sampler::Make(Device& device, int lanes, int max_rows) {
 
 size_t Sampler::BytesFor(int lanes, int max_rows) {
   constexpr size_t kTopBytes = kMaxTopLogProbs * (sizeof(int32_t) + sizeof(float));
-  return lanes * sizeof(SamplingParams) + max_rows * (sizeof(SampledToken) + kTopBytes);
+  return lanes * (sizeof(SamplingParams) + sizeof(int32_t)) +
+         max_rows * (sizeof(SampledToken) + kTopBytes);
 }
 
 void Sampler::SetLane(Stream& s, int lane, const SamplingParams& params) {
@@ -43,7 +45,7 @@ void Sampler::SetLane(Stream& s, int lane, const SamplingParams& params) {
 void Sampler::Sample(Stream& s, TensorView logits, const int32_t* lanes, const int32_t* positions) {
   CHECK_LE(logits.rows(), max_rows_);
   ops::Sample(s, sampled_.view().as<SampledToken>(), logits, lanes, positions,
-              params_.view().as<SamplingParams>());
+              params_.view().as<SamplingParams>(), drawn_.view().as<int32_t>());
 }
 
 int Sampler::Fetch(Stream& s, int rows) {

@@ -35,6 +35,8 @@ class Sampler {
   // Sends what the last Sample drew for its n rows on its way to the host. Enqueues only. Returns
   // its place there, one of kPlaces, which are taken in turn.
   int Fetch(Stream& s, int rows);
+  // The token that Sample drew last for each lane: int32 [lanes], device.
+  const int32_t* drawn() const { return drawn_.view().as<int32_t>(); }
   // Whether Fetched would return without waiting.
   bool HasCome(int place) const { return draws_.at(place).there->Reached(); }
   // Waits until it has come, not for what was enqueued later.
@@ -48,6 +50,7 @@ class Sampler {
   Sampler() = default;
   Tensor params_;        // SamplingParams [lanes]
   Tensor sampled_;       // SampledToken [max_rows]
+  Tensor drawn_;         // int32 [lanes]
   Tensor top_tokens_;    // int32 [max_rows, kMaxTopLogProbs]
   Tensor top_logprobs_;  // float32, the same; also the target's log-probabilities
   std::vector<SamplingParams> host_params_;

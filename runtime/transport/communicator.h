@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -61,6 +62,11 @@ class Communicator {
 
   // Between layers: lets a transport without a thread of its own move on.
   virtual void Progress() {}
+  // For Stream::WhileWaiting. Null: this rank is the only one, so whoever waits may sleep.
+  std::function<void()> ProgressWhileWaiting() {
+    if (size() == 1) return nullptr;
+    return [this] { Progress(); };
+  }
 };
 
 // `size` communicators in this process, one for each thread that plays a rank. Destroying one tells

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -40,7 +42,7 @@ class LogitsTest : public testing::TestWithParam<DeviceUnderTest> {
     SampledToken* out = bench().Array(std::vector<SampledToken>(positions));
     ops::Sample(bench().stream(), out, bench().Logits(positions, vocabulary, rows),
                 bench().Ints(lanes), bench().Ints(at),
-                bench().Array(std::vector<SamplingParams>{{}, params}));
+                bench().Array(std::vector<SamplingParams>{{}, params}), nullptr);
     return bench().Read(out, positions);
   }
 
@@ -204,6 +206,39 @@ TEST_P(LogitsTest, ADrawDependsOnSeedSequenceAndPositionOnly) {
   other = params;
   other.seed = 2;
   EXPECT_NE(draw(other), first);
+}
+
+// What a step draws begins the next one, which need not have heard of it.
+TEST_P(LogitsTest, TheTokenDrawnForALaneCanBeEmbedded) {
+  constexpr int64_t kVocabulary = 50;
+  constexpr int64_t kDim = 16;
+  std::vector<float> logits(3 * kVocabulary, -1.0f);
+  logits[31] = 2;
+  logits[kVocabulary + 7] = 2;
+  std::fill(logits.end() - kVocabulary, logits.end(), kNan);
+  const std::vector<int32_t> lanes = {4, 1, 2};
+  int32_t* drawn = bench().Array(std::vector<int32_t>(6, 49));
+  ops::Sample(bench().stream(), bench().Array(std::vector<SampledToken>(3)),
+              bench().Logits(3, kVocabulary, logits), bench().Ints(lanes), bench().Ints({1, 1, 1}),
+              bench().Array(std::vector<SamplingParams>(6)), drawn);
+  EXPECT_THAT(bench().Read(drawn, 6), ElementsAre(49, 7, 0, 49, 31, 49));
+
+  std::vector<Chunk> chunks(4);
+  for (int i = 0; i < 4; ++i) chunks[i].lane = std::array{2, 5, 4, 1}[i];
+  Batch batch;
+  batch.tokens = batch.chunks = 4;
+  batch.chunk = bench().Array(chunks);
+  batch.token_ids = bench().Ints({kDrawnToken, 11, kDrawnToken, kDrawnToken});
+  batch.token_chunk = bench().Ints({0, 1, 2, 3});
+  batch.drawn = drawn;
+  std::vector<float> table(kVocabulary * kDim);
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<float>(i / kDim);
+  const TensorView out = bench().Floats(4, kDim);
+  ops::Embed(bench().stream(), out, batch,
+             bench().Pack(GetParam().activations, kVocabulary, kDim, table), 1.0f);
+  const std::vector<float> rows = bench().Read(out);
+  const std::vector<float> expected = {0, 11, 31, 7};
+  for (size_t i = 0; i < rows.size(); ++i) EXPECT_EQ(rows[i], expected[i / kDim]) << i;
 }
 
 TEST_P(LogitsTest, TokenLogProbsMatchTheOracle) {

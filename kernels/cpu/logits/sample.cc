@@ -96,7 +96,7 @@ size_t SampleScratch(const PassShape& shape) {
 }
 
 void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
-            const int32_t* positions, const SamplingParams* params) {
+            const int32_t* positions, const SamplingParams* params, int32_t* drawn) {
   CpuStream& cpu = AsCpu(s);
   auto* weights =
       static_cast<float*>(cpu.Scratch(BytesOf(DType::kF32, logits.rows() * logits.cols())));
@@ -104,6 +104,7 @@ void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lane
     for (int64_t i = begin; i < end; ++i) {
       out[i] = SampleRow(cpu.kernels(), logits.row<float>(i), logits.cols(), params[lanes[i]],
                          positions[i], weights + i * logits.cols());
+      if (drawn != nullptr) drawn[lanes[i]] = std::max(out[i].token, 0);
     }
   });
 }

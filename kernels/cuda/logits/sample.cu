@@ -203,7 +203,8 @@ class RowSampler {
 template <int kBlocks>
 __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads)
     SampleKernel(SampledToken* out, const float* logits, int64_t stride, int64_t vocabulary,
-                 const int32_t* lanes, const int32_t* positions, const SamplingParams* params) {
+                 const int32_t* lanes, const int32_t* positions, const SamplingParams* params,
+                 int32_t* drawn) {
   __shared__ SelectMemory memory;
   __shared__ Published published;
   __shared__ SoftmaxSums warps[kSelectWarps];
@@ -222,7 +223,9 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads
   } else {
     token = sampler.Draw(rule, positions[row]);
   }
+  if (drawn != nullptr && sums.finite == 0 && first) drawn[lanes[row]] = 0;
   if (token >= 0) {
+    if (drawn != nullptr) drawn[lanes[row]] = token;
     out[row] = {token, LogProb(logits[row * stride + token], sums.LogSum()), non_finite};
   }
   BlocksOfRow<kBlocks>().sync();  // no block ends while another reads its memory
@@ -231,13 +234,13 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads
 }  // namespace
 
 void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
-            const int32_t* positions, const SamplingParams* params) {
+            const int32_t* positions, const SamplingParams* params, int32_t* drawn) {
   if (logits.rows() == 0) return;
   const bool clusters = HasClusters(s);
   const auto kernel = clusters ? SampleKernel<kClusterBlocks> : SampleKernel<1>;
   const auto rows = static_cast<unsigned>(logits.rows());
   kernel<<<clusters ? rows * kClusterBlocks : rows, kSelectThreads, 0, Native(s)>>>(
-      out, logits.as<float>(), logits.strides[0], logits.cols(), lanes, positions, params);
+      out, logits.as<float>(), logits.strides[0], logits.cols(), lanes, positions, params, drawn);
   CUDA_CHECK(cudaGetLastError());
 }
 
