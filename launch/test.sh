@@ -35,5 +35,5 @@ if ! $quick; then
   # Where threads meet: the pool, the transports, the pipeline, the engine. Debian's gRPC is not built
   # for ThreadSanitizer; its services are watched by hand (CONTRIBUTING.md).
   threaded=(cpu_device_test attend_test transport_test pipeline_test scheduler_test engine_test)
-  build_and_test tsan "-R ^($(IFS='|' && echo "${threaded[*]}"))\$" "${threaded[@]}"
+  build_and_test tsan "-R ^($(IFS='|' && echo "${threaded[*]}"))(_[0-9]+)?\$" "${threaded[@]}"
 fi
