@@ -140,6 +140,10 @@ void Scheduler::AddPrompts(ScheduledStep& step, pipeline::PlanBatch& batch, int 
 }
 
 std::optional<ScheduledStep> Scheduler::NextStep(std::vector<std::shared_ptr<Sequence>>* started) {
+  // Ahead of one who must wait the others would decode in turn with it from then on, instead of
+  // together.
+  const auto waits = [](const auto& sequence) { return sequence->waits_to_decode(); };
+  if (limits_.ahead && std::ranges::any_of(running_, waits)) return std::nullopt;
   ScheduledStep step;
   if (keeper_ != nullptr) keeper_->AddSaves(limits_.states_per_step, &step.saves);
   Admit(step, started);

@@ -35,12 +35,14 @@ bool Sequence::ready_to_decode() const {
   return !request_.reads_only() && !prefilling() && tokens_in_flight_ == 0 && !generated_.empty();
 }
 
-bool Sequence::may_decode_ahead() const {
+bool Sequence::decodes_on() const {
   const int then = new_tokens() + 1;
   return !request_.reads_only() && !prefilling() && tokens_in_flight_ == 1 &&
-         !request_.session.has_value() && request_.response.top_logprobs == 0 &&
          then < request_.stop.max_new_tokens && prompt_end() + then < max_positions_;
 }
+
+bool Sequence::may_decode_ahead() const { return decodes_on() && !heard_before_next(); }
+bool Sequence::waits_to_decode() const { return decodes_on() && heard_before_next(); }
 
 int Sequence::NextPrefillTokens(int budget) const {
   const int rest = chunks_[next_chunk_] - piece_done_;

@@ -47,10 +47,12 @@ class Sequence {
   bool prefilling() const { return next_chunk_ < chunks_.size(); }
   // Whether a decode step could be launched now: its last token is known and none is in flight.
   bool ready_to_decode() const;
-  // Whether one could be launched with the token that is in flight: it is not the last for its
-  // number. Where that token ends the sequence, the step was in vain; a session's lane must not see
-  // it.
+  // Whether one could be launched with the token that is in flight. Where that token ends the
+  // sequence, the step was in vain; so a session, whose lane must not see it, waits, and one whose
+  // likeliest tokens are told, which the step waits for.
   bool may_decode_ahead() const;
+  // Whether it must hear of the token in flight first, and then decodes on.
+  bool waits_to_decode() const;
   // Tokens of the next prefill chunk or piece, given room for `budget` tokens: a piece of the first
   // chunk takes what fits, later chunks are whole or 0.
   int NextPrefillTokens(int budget) const;
@@ -90,6 +92,11 @@ class Sequence {
  private:
   bool StopsAt(int32_t token) const;
   int prompt_end() const;  // position behind the prompt
+  // Whether one token is in flight and, by their number, not the last.
+  bool decodes_on() const;
+  bool heard_before_next() const {
+    return request_.session.has_value() || request_.response.top_logprobs > 0;
+  }
   void Emit(TokenDelta delta);
 
   RequestId id_;

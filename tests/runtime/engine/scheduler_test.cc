@@ -21,7 +21,7 @@ struct Made {
   std::shared_ptr<RecordingSink> sink;
 };
 
-Made MakeSequence(RequestId id, std::vector<int> chunks, int new_tokens) {
+Made MakeSequence(RequestId id, std::vector<int> chunks, int new_tokens, int top_logprobs = 0) {
   Request request;
   int prompt = 0;
   for (int n : chunks) prompt += n;
@@ -29,6 +29,7 @@ Made MakeSequence(RequestId id, std::vector<int> chunks, int new_tokens) {
   request.cache.emplace();
   request.cache->cache_length = {64};
   request.response.text = false;
+  request.response.top_logprobs = top_logprobs;
   request.stop.max_new_tokens = new_tokens;
   auto sink = std::make_shared<RecordingSink>();
   return {std::make_shared<Sequence>(id, std::move(request), sink, nullptr, std::move(chunks),
@@ -53,6 +54,50 @@ TEST(Scheduler, PiecesOfTheFirstChunkFillTheBudgetAndLaterChunksStayWhole) {
   EXPECT_EQ(positions, (std::vector<int>{0, 10, 20, 25, 33}));
   EXPECT_EQ(mass, (std::vector<int>{0, 0, 0, 1, 1}));
   EXPECT_EQ(chunk_tokens, (std::vector<int>{25, 25, 25, 8, 7}));
+}
+
+TEST(Scheduler, AheadOfTheHostSequencesStayTogether) {
+  Scheduler scheduler({.lanes = 3, .max_pass_tokens = 10, .groups = 1, .ahead = true});
+  const Made plain = MakeSequence(1, {2}, 3);
+  const Made other = MakeSequence(2, {3}, 4);
+  scheduler.Enqueue(plain.sequence);
+  scheduler.Enqueue(other.sequence);
+  std::vector<std::shared_ptr<Sequence>> started;
+  const auto next = [&] { return scheduler.NextStep(&started); };
+  ASSERT_EQ(next()->plan.batches(0).chunks_size(), 2);
+  const auto ahead = next();  // nothing has been heard yet
+  ASSERT_EQ(ahead->plan.batches(0).chunks_size(), 2);
+  for (const pipeline::PlanChunk& chunk : ahead->plan.batches(0).chunks()) {
+    EXPECT_TRUE(chunk.token_is_drawn());
+    EXPECT_EQ(chunk.token_ids_size(), 1);
+    EXPECT_EQ(chunk.first_position(), chunk.lane() == 0 ? 2 : 3);
+  }
+  EXPECT_FALSE(next().has_value()) << "two tokens of each are in flight";
+
+  pipeline::SampledTokenResult sampled;
+  EXPECT_FALSE(plain.sequence->OnSampled(sampled, absl::UnixEpoch()));
+  EXPECT_FALSE(other.sequence->OnSampled(sampled, absl::UnixEpoch()));
+  EXPECT_EQ(next()->plan.batches(0).chunks_size(), 2);
+  EXPECT_FALSE(plain.sequence->OnSampled(sampled, absl::UnixEpoch()));
+  EXPECT_FALSE(other.sequence->OnSampled(sampled, absl::UnixEpoch()));
+  // The third token of three is in flight, but not the fourth of four.
+  const auto last = next();
+  ASSERT_EQ(last->plan.batches(0).chunks_size(), 1);
+  EXPECT_EQ(last->plan.batches(0).chunks(0).lane(), other.sequence->lane);
+
+  // One whose token must be heard first holds the others up.
+  const Made told = MakeSequence(3, {2}, 5, /*top_logprobs=*/2);
+  EXPECT_TRUE(plain.sequence->OnSampled(sampled, absl::UnixEpoch()));
+  EXPECT_FALSE(other.sequence->OnSampled(sampled, absl::UnixEpoch()));
+  scheduler.Remove(1);
+  const Made beside = MakeSequence(4, {2}, 5);
+  scheduler.Enqueue(told.sequence);
+  scheduler.Enqueue(beside.sequence);
+  ASSERT_EQ(next()->plan.batches(0).chunks_size(), 2);
+  EXPECT_FALSE(next().has_value());
+  EXPECT_FALSE(told.sequence->OnSampled(sampled, absl::UnixEpoch()));
+  EXPECT_FALSE(beside.sequence->OnSampled(sampled, absl::UnixEpoch()));
+  EXPECT_EQ(next()->plan.batches(0).chunks_size(), 2) << "both decode together";
 }
 
 TEST(Scheduler, AChunkThatDoesNotFitIsNotOvertaken) {
