@@ -145,6 +145,7 @@ bool Sequence::OnSampled(const pipeline::SampledTokenResult& sampled, absl::Time
     if (request_.response.logprobs || request_.response.top_logprobs > 0) {
       delta.logprobs.push_back(sampled.logprob());
       std::vector<TopLogProb> top;
+      top.reserve(sampled.top_tokens_size());
       for (int i = 0; i < sampled.top_tokens_size(); ++i) {
         top.push_back({sampled.top_tokens(i), sampled.top_logprobs(i)});
       }
@@ -179,12 +180,12 @@ bool Sequence::OnSampled(const pipeline::SampledTokenResult& sampled, absl::Time
     text += rest.text + stops_->Flush();
   }
   if (request_.response.text) delta.text = std::move(text);
-  Emit(std::move(delta));
+  Emit(delta);
   if (!finished) ahead_ = 0;
   return finished;
 }
 
-void Sequence::Emit(TokenDelta delta) {
+void Sequence::Emit(const TokenDelta& delta) {
   if (!delta.tokens.empty() || !delta.text.empty()) sink_->OnTokens(delta);
 }
 

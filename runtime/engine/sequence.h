@@ -97,7 +97,7 @@ class Sequence {
   bool heard_before_next() const {
     return request_.session.has_value() || request_.response.top_logprobs > 0;
   }
-  void Emit(TokenDelta delta);
+  void Emit(const TokenDelta& delta);
 
   RequestId id_;
   Request request_;

@@ -178,7 +178,7 @@ absl::Status Stage::Begin(const StepPlan& plan, Communicator& comm) {
   // The host's own work may take its time; a device that waits for a lost peer never ends.
   if (!p_->device->memory_is_host()) state.Expect(p_->limit.For(step.tokens, step.states));
   p_->stream->WhileWaiting(comm.ProgressWhileWaiting());
-  const absl::Status status = RunBatches(plan, comm, step);
+  absl::Status status = RunBatches(plan, comm, step);
   p_->stream->WhileWaiting(nullptr);
   if (status.ok()) running_.push_back(std::move(step));
   return status;

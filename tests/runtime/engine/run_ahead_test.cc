@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -35,6 +36,13 @@ Request Generate(int prompt, int new_tokens, uint32_t seed) {
   request.stop.max_new_tokens = new_tokens;
   if (seed % 2 == 1) request.sampling = {.temperature = 1.0f, .top_k = 50, .seed = seed};
   return request;
+}
+
+std::vector<Request> Requests(int count, const std::function<Request(int i)>& make) {
+  std::vector<Request> requests;
+  requests.reserve(count);
+  for (int i = 0; i < count; ++i) requests.push_back(make(i));
+  return requests;
 }
 
 struct Heard {
@@ -83,8 +91,8 @@ void ExpectTheSame(const TinySetup& setup, const std::vector<Request>& requests)
 }
 
 TEST(RunAhead, SequencesOfAllLengthsHearTheSame) {
-  std::vector<Request> requests;
-  for (int i = 0; i < 9; ++i) requests.push_back(Generate(1 + i * 17, 1 + i * 3, i));
+  const std::vector<Request> requests =
+      Requests(9, [](int i) { return Generate(1 + i * 17, 1 + i * 3, i); });
   for (const int lanes : {1, 3}) {
     SCOPED_TRACE(lanes);
     ExpectTheSame({.lanes = lanes}, requests);
@@ -100,8 +108,7 @@ TEST(RunAhead, AStopTokenEndsASequenceThatIsAhead) {
   for (const char* policy : {"last_recent", "h2o"}) {
     const TinySetup setup{
         .lanes = 2, .chunk_size = 16, .cache_length = 40, .policy = policy, .threads = 1};
-    std::vector<Request> requests;
-    for (int i = 0; i < 6; ++i) requests.push_back(Generate(33 + i * 5, 24, i));
+    std::vector<Request> requests = Requests(6, [](int i) { return Generate(33 + i * 5, 24, i); });
     const Heard free = Serve(setup, requests, false);
     for (size_t i = 0; i < requests.size(); ++i) {
       requests[i].stop.stop_token_ids = {free.sinks[i]->tokens[3 + i]};
@@ -115,8 +122,7 @@ TEST(RunAhead, AStopTokenEndsASequenceThatIsAhead) {
 
 // Those who ask for more than tokens are waited for; they mix with those who do not.
 TEST(RunAhead, ScoresAndTopLogProbsComeInBetween) {
-  std::vector<Request> requests;
-  for (int i = 0; i < 6; ++i) requests.push_back(Generate(20 + i * 9, 14, i));
+  std::vector<Request> requests = Requests(6, [](int i) { return Generate(20 + i * 9, 14, i); });
   requests[2].response.top_logprobs = 3;
   Request score;
   score.prompt = RandomIds(50, kVocab, 8);
