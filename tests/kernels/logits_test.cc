@@ -232,7 +232,10 @@ TEST_P(LogitsTest, TheTokenDrawnForALaneCanBeEmbedded) {
   batch.token_chunk = bench().Ints({0, 1, 2, 3});
   batch.drawn = drawn;
   std::vector<float> table(kVocabulary * kDim);
-  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<float>(i / kDim);
+  for (size_t i = 0; i < table.size(); ++i) {
+    const size_t row = i / kDim;
+    table[i] = static_cast<float>(row);
+  }
   const TensorView out = bench().Floats(4, kDim);
   ops::Embed(bench().stream(), out, batch,
              bench().Pack(GetParam().activations, kVocabulary, kDim, table), 1.0f);

@@ -172,6 +172,7 @@ std::vector<std::vector<int>> KvLaneReference::Place(int n) {
       evicted.assign(order.begin(), order.begin() + n);
     }
     std::vector<int> ring;
+    ring.reserve(n2);
     for (int i = 0; i < n2; ++i) {
       ring.push_back(length - grace + (ring_next_ - (length - grace) + i) % grace);
     }
@@ -216,8 +217,9 @@ void KvLaneReference::Write(int n, const std::vector<std::vector<int>>& slots,
   }
 }
 
-// One thread's own numbers: to watch each of them took most of the tests' time with ThreadSanitizer.
-[[gnu::no_sanitize("thread")]] std::vector<double> KvLaneReference::Attend(
+// One thread's own numbers: to watch each of them took most of the tests' time with
+// ThreadSanitizer.
+__attribute__((no_sanitize("thread"))) std::vector<double> KvLaneReference::Attend(
     int n, const std::vector<float>& q) {
   const int group = spec_.heads / spec_.kv_heads;
   std::vector<double> out(q.size(), 0.0);
