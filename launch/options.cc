@@ -40,7 +40,7 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
   AddOption(app, "--max-pass-tokens", o.max_pass_tokens, "most tokens of one step")
       .Within(1, 1 << 20);
   AddOption(app, "--pipeline-depth", o.pipeline_depth,
-            "most steps in flight; default: the number of ranks")
+            "most steps in flight; default: the number of ranks; at 1 a lone GPU runs one ahead")
       .Within(1, 1024);
   AddOption(app, "--device-memory", o.device_memory, "most memory of a rank, such as 6GiB");
   AddOption(app, "--offload", o.offload,

@@ -21,7 +21,8 @@ struct PipelineSpec {
   std::vector<int> cache_lengths;  // slots per KV head of a lane, one a layer
   int max_pass_tokens = 0;         // most tokens of one step
   int max_positions = 0;           // sequences end here, evicting cache or not
-  int pipeline_depth = 1;          // most steps in flight
+  // Most steps in flight; at 1 a lone GPU has another, ahead of its host (Coordinator::runs_ahead).
+  int pipeline_depth = 1;
   std::vector<ShardRange> shards;  // one a rank
 };
 
