@@ -30,6 +30,24 @@ __device__ inline void CopyAsync16(void* shared, const void* global, bool zeros)
 // For copies of what is read once: it is the first that the L2 cache gives up. What
 // createpolicy.fractional.L2::evict_first gives for all of it, as a number.
 constexpr uint64_t kReadOnce = 0x12F0000000000000;
+// And what createpolicy.fractional.L2::evict_last gives, for what is soon read again: it is the
+// last that the cache gives up, so whoever has read it discards it.
+constexpr uint64_t kReadSoon = 0x14F0000000000000;
+__device__ inline void StoreReadSoon(void* global, uint32_t value) {
+  asm volatile("st.global.L2::cache_hint.b32 [%0], %1, %2;\n" ::"l"(global), "r"(value),
+               "l"(kReadSoon)
+               : "memory");
+}
+// By `threads` threads, of which this is number `thread`: what is in [from, to) will not be read as
+// it is, so that the L2 cache need not write its lines back, those that are whole.
+__device__ inline void Discard(const void* from, const void* to, int thread, int threads) {
+  constexpr uintptr_t kLine = 128;
+  const auto begin = (reinterpret_cast<uintptr_t>(from) + kLine - 1) / kLine;
+  const auto end = reinterpret_cast<uintptr_t>(to) / kLine;
+  for (uintptr_t line = begin + thread; line < end; line += threads) {
+    asm volatile("discard.global.L2 [%0], 128;\n" ::"l"(line * kLine) : "memory");
+  }
+}
 // kBytes, 8 or 16, of which those from `valid` on are zeros. kOnce: with kReadOnce.
 template <int kBytes, bool kOnce>
 __device__ inline void CopyAsync(void* shared, const void* global, int valid) {

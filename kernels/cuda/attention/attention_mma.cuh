@@ -22,7 +22,8 @@ void AttendMmaOf(Stream& s, const AttentionArguments& a, const Batch& batch) {
   const unsigned chunks = batch.chunks;
   if (batch.max_chunk_tokens == 1 || batch.chunks > 1) {
     LaunchDecode(s, {.attention = a, .batch = batch});
-    LaunchDependent(s, MergeDecode<T>, MergeGrid(a, batch.chunks), kMergeThreads, MergeBytes(a), a);
+    LaunchDependent(s, MergeDecode<T>, MergeBlock::Grid(a, batch.chunks), kMergeThreads,
+                    MergeBytes(a), a);
   }
   if (batch.max_chunk_tokens == 1 || AttendWgmma<T>(s, a, batch)) return;
   const unsigned rows = (int64_t{batch.max_chunk_tokens} * a.group + kChunkRows - 1) / kChunkRows;
@@ -48,8 +49,8 @@ template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p) {
   const AttentionArguments& a = p.attention;
   LaunchDecode(s, p);
-  LaunchDependent(s, FinishDecode<T>, MergeGrid(a, p.batch.chunks), kMergeThreads, MergeBytes(a),
-                  p);
+  LaunchDependent(s, FinishDecode<T>, MergeBlock::Grid(a, p.batch.chunks), kMergeThreads,
+                  MergeBytes(a), p);
 }
 
 }  // namespace keyline::cuda

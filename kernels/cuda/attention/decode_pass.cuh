@@ -9,27 +9,27 @@
 
 namespace keyline::cuda {
 
-// Grid: MergeGrid. Dynamic shared memory: MergeBytes.
+// Grid: MergeBlock::Grid. Dynamic shared memory: MergeBytes.
 template <class T>
 __global__ void __launch_bounds__(kMergeThreads) FinishDecode(const DecodePass p) {
   extern __shared__ __align__(16) float merge[];
   LetSuccessorBegin();
   const AttentionArguments& a = p.attention;
-  const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
+  const MergeBlock block(a);
+  const AttentionTask t = TaskOf(a, block.chunk, block.kv_head);
   const int splits = Splits(a, t.used).count();
   const LaneRules rules = p.table.rules[t.chunk.lane];
   WaitForPredecessor();
-  const int head = blockIdx.x;
-  if (head < a.group) {
-    MergeHead<T>(merge, a, t, blockIdx.z, head, splits);
+  if (block.head >= 0) {
+    MergeHead<T>(merge, a, t, block.chunk, block.head, splits);
     // Nobody else of this kernel reads the progress.
-    if (head == 0 && blockIdx.y == 0 && threadIdx.x == 0) AdvanceLane(p.table, t.chunk, rules);
+    if (block.head == 0 && block.kv_head == 0 && threadIdx.x == 0)
+      AdvanceLane(p.table, t.chunk, rules);
     return;
   }
   const PolicyRule rule = p.policies[rules.policy];
-  const int begin = (head - a.group) * SlotMass::kBlockSlots;
-  if (!t.mass || begin >= t.used || !rule.by_score) return;
-  const SlotMass masses(DecodeWeights(a, blockIdx.z, t.kv_head), a.group, begin, t.used);
+  if (!t.mass || block.begin >= t.used || !rule.by_score) return;
+  const SlotMass masses(DecodeWeights(a, block.chunk, t.kv_head), a.group, block.begin, t.used);
   const size_t first = t.slot_pos - a.slot_pos + masses.first();
   float4* const scores = reinterpret_cast<float4*>(p.table.scores + first);
   constexpr int kNext = 2;  // the thread's other four slots: 8 further on
@@ -38,24 +38,27 @@ __global__ void __launch_bounds__(kMergeThreads) FinishDecode(const DecodePass p
     score[0] = scores[0];
     score[1] = scores[kNext];
   }
-  const float weighted = MergeLse(merge, a, t, blockIdx.z, splits, rule.score.value_norms);
-  // All values are zero, and no slot is worth more than another.
-  if (!masses.there() || (rule.score.value_norms && !(weighted > 0))) return;
-  float mass[SlotMass::kSlots];
-  masses.Sum(merge, mass);
-  if (rule.score.value_norms) {
+  const float weighted = MergeLse(merge, a, t, block.chunk, splits, rule.score.value_norms);
+  // Where all values are zero, no slot is worth more than another.
+  const bool alike = rule.score.value_norms && !(weighted > 0);
+  if (masses.there() && !alike) {
+    float mass[SlotMass::kSlots];
+    masses.Sum(merge, mass);
+    if (rule.score.value_norms) {
 #pragma unroll
-    for (int i = 0; i < SlotMass::kSlots; ++i) {
-      const float norm = p.table.value_norms[first + i / 4 * 8 + i % 4];
-      mass[i] = __fdiv_rn(__fmul_rn(norm, mass[i]), weighted);
+      for (int i = 0; i < SlotMass::kSlots; ++i) {
+        const float norm = p.table.value_norms[first + i / 4 * 8 + i % 4];
+        mass[i] = __fdiv_rn(__fmul_rn(norm, mass[i]), weighted);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float* const add = mass + 4 * i;
+      scores[i * kNext] = make_float4(__fadd_rn(score[i].x, add[0]), __fadd_rn(score[i].y, add[1]),
+                                      __fadd_rn(score[i].z, add[2]), __fadd_rn(score[i].w, add[3]));
     }
   }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float* const add = mass + 4 * i;
-    scores[i * kNext] = make_float4(__fadd_rn(score[i].x, add[0]), __fadd_rn(score[i].y, add[1]),
-                                    __fadd_rn(score[i].z, add[2]), __fadd_rn(score[i].w, add[3]));
-  }
+  masses.Discard(t.used);
 }
 
 }  // namespace keyline::cuda

@@ -118,12 +118,11 @@ __device__ void MaskLogits(float (&s)[kTiles][4], const DecodeItem& item,
 class WeightKeeper {
  public:
   // rows: query heads of the item, from first_row of the group on.
-  __device__ WeightKeeper(const DecodeWeights& to, int first_row, int rows)
+  __device__ WeightKeeper(const DecodeWeights& to, int group, int first_row, int rows)
       : rows_(rows),
-        next_(to.pairs_of_head()),
-        next_base_(to.tiles_of_head()),
+        group_(group),
         pairs_(to.pairs(first_row + RowOf(0), 0) + threadIdx.x % kWarp / 4),
-        base_(to.bases(first_row + RowOf(0))) {}
+        base_(to.bases(first_row + RowOf(0), 0)) {}
 
   // Those of the kTiles * 16 slots from `first` on, over 2^m.
   template <int kTiles>
@@ -134,10 +133,12 @@ class WeightKeeper {
       const int tile = first / DecodeWeights::kTile;
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        pairs_[h * next_ + (tile + n) * DecodeWeights::kPairs] =
-            __floats2half2_rn(s[n][h], s[n][2 + h]);
+        const int at = (tile + n) * group_ + h;
+        const __half2 pair = __floats2half2_rn(s[n][h], s[n][2 + h]);
+        StoreReadSoon(pairs_ + at * DecodeWeights::kPairs,
+                      *reinterpret_cast<const uint32_t*>(&pair));
         if (threadIdx.x % kWarp < 4) {
-          base_[h * next_base_ + tile + n] = m[h] == -INFINITY ? 0.0f : m[h];
+          StoreReadSoon(base_ + at, __float_as_uint(m[h] == -INFINITY ? 0.0f : m[h]));
         }
       }
     }
@@ -148,8 +149,7 @@ class WeightKeeper {
   __device__ static int RowOf(int h) { return threadIdx.x % 4 * 2 + h; }
 
   int rows_;
-  int next_;  // from a head's pairs to the next one's
-  int next_base_;
+  int group_;
   __half2* pairs_;
   float* base_;
 };
@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
                              .rows = min(kDecodeHeads, a.group - walk.first_row()),
                              .mass = t.mass,
                              .norms = t.mass && a.value_norms != nullptr};
-    const WeightKeeper keeper(DecodeWeights(a, walk.chunk(), t.kv_head), walk.first_row(),
+    const WeightKeeper keeper(DecodeWeights(a, walk.chunk(), t.kv_head), a.group, walk.first_row(),
                               item.rows);
     DecodeSums sums;
     values.Clear();

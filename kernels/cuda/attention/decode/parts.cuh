@@ -35,31 +35,32 @@ struct DecodeParts {
 // The softmax weights of one chunk and KV head, before they are divided by their sum: of each tile
 // of 16 slots 2^(logit - base), where base is the largest logit that their warp had seen. They are
 // kept as float16, whose rounding of 2^-11 is far less than what 2-byte queries and keys do to
-// them, since writing and reading them again is most of what mass costs; sums are float32.
+// them, since writing and reading them again is most of what mass costs; sums are float32. A tile's
+// lie together for all heads, so that memory gets whole lines.
 class DecodeWeights {
  public:
   static constexpr int kTile = kWeightTile;
   static constexpr int kPairs = kTile / 2;
 
   __device__ DecodeWeights(const AttentionArguments& a, int chunk, int kv_head)
-      : slots_(a.kv.slots),
+      : group_(a.group),
         weights_(a.weights +
-                 (size_t(chunk) * a.kv.kv_heads + kv_head) * WeightFloats(slots_, a.group)),
-        bases_(weights_ + size_t(a.group) * slots_ / 2) {}
+                 (size_t(chunk) * a.kv.kv_heads + kv_head) * WeightFloats(a.kv.slots, a.group)),
+        bases_(weights_ + size_t(a.group) * a.kv.slots / 2) {}
 
-  // [kPairs]: slots i and i + 8 of the tile.
+  // Slots i and i + 8 of the tile. [tiles, group, kPairs], from (tile, head) on.
   __device__ __half2* pairs(int head, int tile) const {
-    return reinterpret_cast<__half2*>(weights_) + size_t(head) * pairs_of_head() + tile * kPairs;
+    return reinterpret_cast<__half2*>(weights_) + (size_t(tile) * group_ + head) * kPairs;
   }
-  __device__ int pairs_of_head() const { return slots_ / 2; }
-  // [tiles].
-  __device__ float* bases(int head) const { return bases_ + size_t(head) * tiles_of_head(); }
-  __device__ int tiles_of_head() const { return slots_ / kTile; }
+  // [tiles, group], from (tile, head) on.
+  __device__ float* bases(int head, int tile) const {
+    return bases_ + size_t(tile) * group_ + head;
+  }
 
  private:
-  int slots_;
+  int group_;
   float* weights_;
-  float* bases_;  // [group, tiles]
+  float* bases_;
 };
 
 constexpr int kMergeWarps = 4;
@@ -149,6 +150,10 @@ __device__ void MergeHead(float* sums, const AttentionArguments& a, const Attent
     *reinterpret_cast<float4*>(sums + warp * dim + d) = sum;
   }
   __syncthreads();
+  for (int s = threadIdx.x; s < splits; s += kMergeThreads) {
+    const float* const o = parts.o + (size_t(s) * a.group + head) * dim;
+    Discard(o, o + dim, 0, 1);
+  }
   T* const out = static_cast<T*>(a.out) + t.chunk.first_token * a.out_stride +
                  (size_t(t.kv_head) * a.group + head) * dim;
   for (int d = threadIdx.x; d < dim; d += kMergeThreads) {
@@ -216,6 +221,16 @@ class SlotMass {
     for (float& of_slot : mass) of_slot *= share;
   }
 
+  // By all threads of the block, when they have their sums: the weights are not needed any more.
+  __device__ void Discard(int used) const {
+    __syncthreads();
+    constexpr int kTiles = kBlockSlots / DecodeWeights::kTile;
+    const int first = tile_ - static_cast<int>(threadIdx.x) / 2;  // of the block
+    const int end = min(first + kTiles, (used + DecodeWeights::kTile - 1) / DecodeWeights::kTile);
+    cuda::Discard(weights_.pairs(0, first), weights_.pairs(0, end), threadIdx.x, kMergeThreads);
+    cuda::Discard(weights_.bases(0, first), weights_.bases(0, end), threadIdx.x, kMergeThreads);
+  }
+
  private:
   static constexpr int kAhead = 4;  // query heads whose weights come at once
 
@@ -225,7 +240,7 @@ class SlotMass {
   };
   __device__ OfHead Load(int head) const {
     return {reinterpret_cast<const uint4*>(weights_.pairs(head, tile_))[threadIdx.x % 2],
-            weights_.bases(head)[tile_]};
+            *weights_.bases(head, tile_)};
   }
   __device__ static void Add(const OfHead& of, float lse, float (&mass)[kSlots]) {
     const float scale = Exp2(of.base - lse);
@@ -245,35 +260,51 @@ class SlotMass {
   OfHead ahead_[kAhead];
 };
 
-// Grid of the kernels that merge: blocks [0, group) make the output of a query head each, the
-// others, where mass is taken, that of SlotMass::kBlockSlots slots.
-inline dim3 MergeGrid(const AttentionArguments& a, int chunks) {
-  constexpr int kSlots = SlotMass::kBlockSlots;
-  const int masses = a.wants_mass ? (a.kv.slots + kSlots - 1) / kSlots : 0;
-  return dim3(a.group + masses, a.kv.kv_heads, chunks);
-}
+// What a block of the kernels that merge does: where mass is taken, that of kBlockSlots slots; or,
+// behind all those, the output of a query head.
+struct MergeBlock {
+  int chunk;
+  int kv_head;
+  int head;   // of the group; -1: mass
+  int begin;  // slot
 
-// Writes out and, where it is taken, mass. Grid: MergeGrid. Dynamic shared memory: MergeBytes.
+  static dim3 Grid(const AttentionArguments& a, int chunks) {
+    constexpr int kSlots = SlotMass::kBlockSlots;
+    const int masses = a.wants_mass ? (a.kv.slots + kSlots - 1) / kSlots : 0;
+    return dim3(a.kv.kv_heads, chunks, masses + a.group);
+  }
+  __device__ explicit MergeBlock(const AttentionArguments& a)
+      : chunk(static_cast<int>(blockIdx.y)), kv_head(static_cast<int>(blockIdx.x)) {
+    const int masses = static_cast<int>(gridDim.z) - a.group;
+    const int number = static_cast<int>(blockIdx.z);
+    head = number < masses ? -1 : number - masses;
+    begin = number * SlotMass::kBlockSlots;
+  }
+};
+
+// Writes out and, where it is taken, mass. Grid: MergeBlock::Grid. Dynamic shared memory:
+// MergeBytes.
 template <class T>
 __global__ void __launch_bounds__(kMergeThreads) MergeDecode(const AttentionArguments a) {
   extern __shared__ __align__(16) float merge[];
   LetSuccessorBegin();
-  const AttentionTask t = TaskOf(a, blockIdx.z, blockIdx.y);
+  const MergeBlock block(a);
+  const AttentionTask t = TaskOf(a, block.chunk, block.kv_head);
   WaitForPredecessor();
   if (t.chunk.tokens != 1) return;
   const int splits = Splits(a, t.used).count();
-  const int head = blockIdx.x;
-  if (head < a.group) return MergeHead<T>(merge, a, t, blockIdx.z, head, splits);
-  const int begin = (head - a.group) * SlotMass::kBlockSlots;
-  if (!t.mass || begin >= t.used) return;
-  const SlotMass masses(DecodeWeights(a, blockIdx.z, t.kv_head), a.group, begin, t.used);
-  MergeLse(merge, a, t, blockIdx.z, splits, /*with_norms=*/false);
-  if (!masses.there()) return;
-  float mass[SlotMass::kSlots];
-  masses.Sum(merge, mass);
-  float* const to = a.mass + (size_t(blockIdx.z) * a.kv.kv_heads + t.kv_head) * a.kv.slots;
+  if (block.head >= 0) return MergeHead<T>(merge, a, t, block.chunk, block.head, splits);
+  if (!t.mass || block.begin >= t.used) return;
+  const SlotMass masses(DecodeWeights(a, block.chunk, t.kv_head), a.group, block.begin, t.used);
+  MergeLse(merge, a, t, block.chunk, splits, /*with_norms=*/false);
+  if (masses.there()) {
+    float mass[SlotMass::kSlots];
+    masses.Sum(merge, mass);
+    float* const to = a.mass + (size_t(block.chunk) * a.kv.kv_heads + t.kv_head) * a.kv.slots;
 #pragma unroll
-  for (int i = 0; i < SlotMass::kSlots; ++i) to[masses.first() + i / 4 * 8 + i % 4] = mass[i];
+    for (int i = 0; i < SlotMass::kSlots; ++i) to[masses.first() + i / 4 * 8 + i % 4] = mass[i];
+  }
+  masses.Discard(t.used);
 }
 
 }  // namespace keyline::cuda
