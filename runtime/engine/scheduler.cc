@@ -41,7 +41,10 @@ int TokensOf(const pipeline::PlanBatch& batch) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerLimits& limits, LaneKeeper* keeper)
-    : limits_(limits), keeper_(keeper), group_size_(limits.groups, 0) {
+    : limits_(limits),
+      keeper_(keeper),
+      least_piece_(limits.max_pass_tokens - limits.lanes > kLeastPiece ? kLeastPiece : 1),
+      group_size_(limits.groups, 0) {
   CHECK_GE(limits.lanes, 1);
   CHECK_GE(limits.groups, 1);
   for (int lane = limits.lanes - 1; lane >= 0; --lane) free_lanes_.push_back(lane);
@@ -126,7 +129,7 @@ void Scheduler::AddPrompts(ScheduledStep& step, pipeline::PlanBatch& batch, int 
   const bool first_pass = step.plan.batches_size() == 0;
   for (const auto& sequence : running_) {
     if (!sequence->prefilling() || sequence->restoring || budget <= 0) continue;
-    const int tokens = sequence->NextPrefillTokens(budget);
+    const int tokens = sequence->NextPrefillTokens(budget, least_piece_);
     // A chunk that does not fit goes first in the next step that has no room problem: younger
     // prompts must not overtake it for ever, so they wait behind it.
     if (tokens == 0) break;

@@ -67,8 +67,14 @@ class Scheduler {
   // What room `budget` tokens leave in the step's next pass is filled with chunks of prompts.
   void AddPrompts(ScheduledStep& step, pipeline::PlanBatch& batch, int budget);
 
+  // A piece of one token would be attended as a decode token is, by other kernels of a GPU and so
+  // with other roundings than where others leave it more room. With room for more than this behind
+  // the decode tokens of all lanes, each step has a piece.
+  static constexpr int kLeastPiece = 2;
+
   SchedulerLimits limits_;
   LaneKeeper* keeper_;
+  int least_piece_;
   std::deque<std::shared_ptr<Sequence>> waiting_;
   std::vector<std::shared_ptr<Sequence>> running_;  // oldest first
   std::vector<int> free_lanes_;                     // highest first, so that lane 0 is used first

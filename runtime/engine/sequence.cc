@@ -44,11 +44,13 @@ bool Sequence::decodes_on() const {
 bool Sequence::may_decode_ahead() const { return decodes_on() && !heard_before_next(); }
 bool Sequence::waits_to_decode() const { return decodes_on() && heard_before_next(); }
 
-int Sequence::NextPrefillTokens(int budget) const {
+int Sequence::NextPrefillTokens(int budget, int least) const {
   const int rest = chunks_[next_chunk_] - piece_done_;
+  if (rest <= budget) return rest;
   const bool first_chunk = launched_ == piece_done_;
-  if (first_chunk) return std::min(rest, budget);
-  return rest <= budget ? rest : 0;
+  if (!first_chunk) return 0;
+  const int piece = std::min(budget, rest - least);
+  return piece >= least ? piece : 0;
 }
 
 pipeline::PlanChunk Sequence::TakePrefill(int tokens) {

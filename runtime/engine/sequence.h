@@ -54,8 +54,9 @@ class Sequence {
   // Whether it must hear of the token in flight first, and then decodes on.
   bool waits_to_decode() const;
   // Tokens of the next prefill chunk or piece, given room for `budget` tokens: a piece of the first
-  // chunk takes what fits, later chunks are whole or 0.
-  int NextPrefillTokens(int budget) const;
+  // chunk takes what fits, unless that is less than `least`, and leaves no less than that; later
+  // chunks are whole or 0.
+  int NextPrefillTokens(int budget, int least) const;
   // The next chunk of `tokens` tokens (prefill), or the decode step (1 token). Advances.
   pipeline::PlanChunk TakePrefill(int tokens);
   pipeline::PlanChunk TakeDecode();

@@ -56,6 +56,22 @@ TEST(Scheduler, PiecesOfTheFirstChunkFillTheBudgetAndLaterChunksStayWhole) {
   EXPECT_EQ(chunk_tokens, (std::vector<int>{25, 25, 25, 8, 7}));
 }
 
+TEST(Scheduler, NoPieceIsOfOneToken) {
+  Scheduler scheduler({.lanes = 2, .max_pass_tokens = 10, .groups = 1});
+  scheduler.Enqueue(MakeSequence(1, {11}, 1).sequence);
+  scheduler.Enqueue(MakeSequence(2, {9}, 1).sequence);
+  std::vector<std::shared_ptr<Sequence>> started;
+  std::vector<std::vector<int>> tokens;  // of each step's chunks
+  while (auto step = scheduler.NextStep(&started)) {
+    tokens.emplace_back();
+    for (const pipeline::PlanChunk& chunk : step->plan.batches(0).chunks()) {
+      tokens.back().push_back(chunk.token_ids_size());
+    }
+  }
+  // Not 10, which would leave one; then 2 of it and 8 of the other would leave one again.
+  EXPECT_EQ(tokens, (std::vector<std::vector<int>>{{9}, {2, 7}, {2}}));
+}
+
 TEST(Scheduler, AheadOfTheHostSequencesStayTogether) {
   Scheduler scheduler({.lanes = 3, .max_pass_tokens = 10, .groups = 1, .ahead = true});
   const Made plain = MakeSequence(1, {2}, 3);
