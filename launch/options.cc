@@ -57,7 +57,8 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
       .ShowDefault();
   AddFlag(
       app, "--deterministic", o.deterministic,
-      "the same tokens whatever else is in the batch: always so on the CPU; no effect on GPUs yet");
+      "the same tokens whatever else is in the batch: always so on the CPU; on GPUs prompts take "
+      "several times as long");
 }
 
 void AddCacheOptions(CLI::App& app, LaunchOptions& o) {

@@ -58,8 +58,8 @@ absl::StatusOr<std::string> JoinRanks(const LaunchOptions& options, int ranks,
   const int rank = comm->rank();
   const std::string host = StartedByMpi() ? "mpi" : "local";
   const std::string name = DeviceOfRank(options, rank);
-  absl::StatusOr<std::unique_ptr<Device>> opened =
-      OpenDevice(name, {.threads = ThreadsOfRank(options, ranks)});
+  absl::StatusOr<std::unique_ptr<Device>> opened = OpenDevice(
+      name, {.threads = ThreadsOfRank(options, ranks), .deterministic = options.deterministic});
   if (opened.ok()) device = *std::move(opened);
   if (comm->size() == 1 && opened.ok()) {
     RETURN_IF_ERROR(ChooseTensorPath(options.transport, true, {{HostName(), name}}, 0).status());

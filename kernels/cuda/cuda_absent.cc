@@ -4,7 +4,7 @@
 
 namespace keyline {
 
-absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index) {
+absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index, bool /*deterministic*/) {
   return absl::UnavailableError(absl::StrCat(
       "cuda:", index, ": this build has no CUDA; configure with -DWITH_CUDA=ON, or use cpu"));
 }

@@ -88,7 +88,8 @@ CurrentDevice::CurrentDevice(int index) {
 
 CurrentDevice::~CurrentDevice() { CUDA_CHECK(cudaSetDevice(previous_)); }
 
-CudaStream::CudaStream(Device& device, int index) : Stream(device), index_(index) {
+CudaStream::CudaStream(Device& device, int index, bool deterministic)
+    : Stream(device), index_(index), deterministic_(deterministic) {
   const CurrentDevice current(index);
   // Non-blocking: not ordered against the default stream, which nobody here works on.
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
@@ -211,7 +212,10 @@ double CudaEvent::SecondsSince(const Event& earlier) {
   return milliseconds * 1e-3;
 }
 
-CudaDevice::CudaDevice(int index) : Device(absl::StrCat("cuda:", index), kCudaOps), index_(index) {}
+CudaDevice::CudaDevice(int index, bool deterministic)
+    : Device(absl::StrCat("cuda:", index), kCudaOps),
+      index_(index),
+      deterministic_(deterministic) {}
 
 absl::StatusOr<void*> CudaDevice::AllocateMemory(size_t bytes) {
   const CurrentDevice current(index_);
@@ -252,7 +256,7 @@ absl::StatusOr<void*> CudaDevice::AllocateHost(size_t bytes) {
 void CudaDevice::FreeHost(void* memory, size_t /*bytes*/) { CUDA_CHECK(cudaFreeHost(memory)); }
 
 std::unique_ptr<Stream> CudaDevice::NewStream() {
-  return std::make_unique<CudaStream>(*this, index_);
+  return std::make_unique<CudaStream>(*this, index_, deterministic_);
 }
 
 std::unique_ptr<Event> CudaDevice::NewEvent() {
@@ -282,7 +286,7 @@ DType CudaDevice::ActivationType(DType weights) const {
 
 }  // namespace cuda
 
-absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index) {
+absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index, bool deterministic) {
   int count = 0;
   if (const cudaError_t code = cudaGetDeviceCount(&count); code != cudaSuccess) {
     cudaGetLastError();
@@ -297,7 +301,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index) {
   // This thread works on it from now on; see Native() for threads that work on several.
   CUDA_CHECK(cudaSetDevice(index));
   if (const auto cublas = cuda::OpenCublasLt(); !cublas.ok()) return cublas.status();
-  return std::make_unique<cuda::CudaDevice>(index);
+  return std::make_unique<cuda::CudaDevice>(index, deterministic);
 }
 
 }  // namespace keyline

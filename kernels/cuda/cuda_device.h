@@ -34,7 +34,8 @@ class CurrentDevice {
 
 class CudaStream final : public Stream {
  public:
-  CudaStream(Device& device, int index);
+  // deterministic: as DeviceOptions says.
+  CudaStream(Device& device, int index, bool deterministic);
   ~CudaStream() override;
   void CopyAsync(void* to, const void* from, size_t bytes) override;
   void ZeroAsync(void* to, size_t bytes) override;
@@ -51,6 +52,7 @@ class CudaStream final : public Stream {
   // of the largest size makes it fixed.
   void* Scratch(size_t bytes);
   GemmPlans& gemm_plans();
+  bool deterministic() const { return deterministic_; }
   int multiprocessors() const { return multiprocessors_; }
   // Whether the kernels that run are compiled for compute capability 9 or later, so that they know
   // clusters, and when to begin before their predecessor has ended.
@@ -65,6 +67,7 @@ class CudaStream final : public Stream {
   void ForgetGraphs();
 
   const int index_;
+  const bool deterministic_;
   cudaStream_t stream_ = nullptr;
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
@@ -94,7 +97,7 @@ class CudaEvent final : public Event {
 class CudaDevice final : public Device {
  public:
   // REQUIRES: the machine has a device `index`.
-  explicit CudaDevice(int index);
+  explicit CudaDevice(int index, bool deterministic = false);
   absl::StatusOr<void*> AllocateHost(size_t bytes) override;
   void FreeHost(void* memory, size_t bytes) override;
   std::unique_ptr<Stream> NewStream() override;
@@ -112,6 +115,7 @@ class CudaDevice final : public Device {
   void FreeMemory(void* memory, size_t bytes) override;
 
   const int index_;
+  const bool deterministic_;
 };
 
 // REQUIRES: a stream of a CudaDevice. Its device is the calling thread's current one afterwards: a
@@ -123,6 +127,9 @@ inline cudaStream_t Native(Stream& stream) {
 }
 inline int Multiprocessors(Stream& stream) {
   return static_cast<CudaStream&>(stream).multiprocessors();
+}
+inline bool IsDeterministic(Stream& stream) {
+  return static_cast<CudaStream&>(stream).deterministic();
 }
 inline void HoldNext(Stream& stream) { static_cast<CudaStream&>(stream).HoldNext(); }
 inline bool NextBeginsEarly(Stream& stream) {

@@ -10,8 +10,7 @@
 namespace keyline {
 
 // UNAVAILABLE where this build has no CUDA or this machine no such GPU. The device has memory,
-// streams and events; it has no kernels yet: all entries of its op table are null, so OpenDevice
-// refuses it.
-absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index);
+// streams, events and kernels. deterministic: as DeviceOptions says.
+absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int index, bool deterministic = false);
 
 }  // namespace keyline

@@ -134,6 +134,9 @@ class Device {
 
 struct DeviceOptions {
   int threads = 0;  // CPU: compute threads of this device; 0 = one for each core
+  // A GPU: a row's numbers do not depend on how many others are computed with it, at the price of
+  // the fastest products of many rows. On the CPU they never do.
+  bool deterministic = false;
 };
 
 // "cpu" or "cuda:N". INVALID_ARGUMENT for other names, UNAVAILABLE where the build or the machine

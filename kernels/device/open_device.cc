@@ -19,7 +19,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(std::string_view name,
   absl::string_view number(name.data(), name.size());
   int index = 0;
   if (absl::ConsumePrefix(&number, "cuda:") && absl::SimpleAtoi(number, &index) && index >= 0) {
-    return OpenCudaDevice(index);
+    return OpenCudaDevice(index, options.deterministic);
   }
   return absl::InvalidArgumentError(
       absl::StrCat("device \"", std::string(name), "\": known are cpu and cuda:N, N from 0"));

@@ -52,7 +52,8 @@ float FromBits(DType type, uint16_t x) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Device>> DeviceUnderTest::TryOpen(int threads) const {
-  return cuda ? OpenDevice("cuda:0") : OpenCpuDevice(threads, isa);
+  return cuda ? OpenDevice("cuda:0", {.deterministic = deterministic})
+              : OpenCpuDevice(threads, isa);
 }
 
 std::unique_ptr<Device> DeviceUnderTest::Open(int threads) const {

@@ -28,6 +28,7 @@ struct DeviceUnderTest {
   std::string isa;   // of the CPU
   DType activations = DType::kF32;
   bool cuda = false;
+  bool deterministic = false;
 
   absl::StatusOr<std::unique_ptr<Device>> TryOpen(int threads = 2) const;
   // Aborts the test program if the device cannot be opened.

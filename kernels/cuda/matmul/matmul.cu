@@ -131,6 +131,13 @@ void MultiplyPlain(Stream& s, Product p, std::byte* scratch) {
   CUDA_CHECK(cudaGetLastError());
 }
 
+Product RowsOf(const Product& p, int64_t first, int64_t count) {
+  Product some = p;
+  some.in = p.in.Rows(first, count);
+  some.out = p.out.Rows(first, count);
+  return some;
+}
+
 // Outputs that are dequantised at a time: whole tiles, and runs of 16 bytes of what comes out.
 constexpr int64_t kPieceOutputs = 64;
 constexpr size_t kPieceBytes = size_t{64} << 20;
@@ -188,10 +195,7 @@ void MultiplyPacked(Stream& s, const Product& p) {
   const int64_t rows = p.in.rows();
   if (rows == 0) return;
   const auto group = [&](const Product& all, int64_t first) {
-    const int64_t count = std::min<int64_t>(kSkinnyRows, rows - first);
-    Product some = all;
-    some.in = all.in.Rows(first, count);
-    some.out = all.out.Rows(first, count);
+    Product some = RowsOf(all, first, std::min<int64_t>(kSkinnyRows, rows - first));
     some.norm_weight = nullptr;
     return some;
   };
@@ -204,11 +208,37 @@ void MultiplyPacked(Stream& s, const Product& p) {
   }
 }
 
-void Multiply(Stream& s, const Product& p) {
+void MultiplyTogether(Stream& s, const Product& p) {
   if (IsPacked(p.w.dtype)) return MultiplyPacked(s, p);
   const ScratchPlan plan = PlanOf(s, p);
   const size_t bytes = plan.normed + plan.sums;
   MultiplyPlain(s, p, bytes == 0 ? nullptr : static_cast<std::byte*>(Scratch(s, bytes)));
+}
+
+// Always by the same one of our own kernels, which read the weights anew for each group of rows: of
+// those a row's sums have one order, whatever rows there are beside it. Many rows take several
+// times as long as by cuBLASLt, whose choice depends on their number.
+void MultiplyInGroups(Stream& s, Product p) {
+  const int64_t rows = p.in.rows();
+  if (rows == 0) return;
+  Product normed = RowsOf(p, 0, std::min<int64_t>(rows, kSkinnyRows));
+  normed.norm_weight = nullptr;
+  const bool on_tensor_cores = IsPacked(p.w.dtype) ? TakesPacked(normed) : TakesSkinny(s, normed);
+  if (on_tensor_cores && p.norm_weight != nullptr) {
+    p = Normed(s, p, static_cast<std::byte*>(Scratch(s, NormedBytes(p))));
+  }
+  const int64_t most = on_tensor_cores ? kSkinnyRows : kSmallRows;
+  for (int64_t first = 0; first < rows; first += most) {
+    MultiplyTogether(s, RowsOf(p, first, std::min(most, rows - first)));
+  }
+}
+
+void Multiply(Stream& s, const Product& p) {
+  if (IsDeterministic(s)) {
+    MultiplyInGroups(s, p);
+  } else {
+    MultiplyTogether(s, p);
+  }
 }
 
 }  // namespace
