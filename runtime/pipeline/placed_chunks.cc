@@ -40,4 +40,17 @@ void AddPlacements(const std::vector<std::unique_ptr<KvCache>>& caches, int firs
   }
 }
 
+void TraceLayer(Stream& s, const KvCache& cache, int layer, const pipeline::PlanBatch& plan,
+                int first_trace, pipeline::StepResult& result) {
+  int at = first_trace;
+  for (const pipeline::PlanChunk& chunk : plan.chunks()) {
+    if (!chunk.trace()) continue;
+    pipeline::LayerTrace& out = *result.mutable_traces(at++)->add_layers();
+    out.set_layer(layer);
+    for (const std::vector<int32_t>& kept : cache.KeptPositions(s, chunk.lane())) {
+      out.add_heads()->mutable_positions()->Add(kept.begin(), kept.end());
+    }
+  }
+}
+
 }  // namespace keyline

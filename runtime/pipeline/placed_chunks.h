@@ -1,5 +1,5 @@
-// What the caches of a stage have recorded of a batch (KvCache::RecordPlacements), as part of a
-// step's result.
+// What the caches of a stage did with a batch, as part of a step's result: what they have recorded
+// of it (KvCache::RecordPlacements), and what they keep afterwards.
 #pragma once
 
 #include <memory>
@@ -14,5 +14,10 @@ namespace keyline {
 // first of which is layer `first_layer`. REQUIRES: nothing else was recorded since.
 void AddPlacements(const std::vector<std::unique_ptr<KvCache>>& caches, int first_layer,
                    pipeline::StepResult& result);
+
+// Appends `layer`, what `cache` keeps of the lanes of traced chunks, to their traces, which begin
+// at result.traces(first_trace). Waits for the stream.
+void TraceLayer(Stream& s, const KvCache& cache, int layer, const pipeline::PlanBatch& plan,
+                int first_trace, pipeline::StepResult& result);
 
 }  // namespace keyline

@@ -313,7 +313,7 @@ absl::Status Stage::Sweep(const StepPlan& plan, std::span<Pass> passes, Communic
       state.Doing("run the layers");
       state.Layer(layer);
       RunLayer(i, weights, pass, result);
-      TraceLayer(i, pass, result);
+      Trace(i, pass, result);
       if (i == layers - 1) Finish(pass, /*drawn=*/false, comm, step);
     }
     p_->layers->Release(s, layer);
@@ -339,7 +339,7 @@ void Stage::RunDecode(Pass& pass, Communicator& comm, Running& step) {
     }
     if (drawn) DrawRows(pass, 0, rows);
   });
-  for (int i = 0; i < p_->shard.layers; ++i) TraceLayer(i, pass, step.result);
+  for (int i = 0; i < p_->shard.layers; ++i) Trace(i, pass, step.result);
   Finish(pass, drawn, comm, step);
 }
 
@@ -484,17 +484,10 @@ void Stage::ReadNormed(const Pass& pass, StepResult& result) {
   p_->hidden_states.Read(*p_->stream, *pass.plan, layers, pass.a.hidden, result);
 }
 
-void Stage::TraceLayer(int index, const Pass& pass, StepResult& result) {
-  int at = pass.first_trace;
-  for (const PlanChunk& chunk : pass.plan->chunks()) {
-    if (!chunk.trace()) continue;
-    pipeline::LayerTrace& layer = *result.mutable_traces(at++)->add_layers();
-    layer.set_layer(p_->shard.first_layer + index);
-    for (const std::vector<int32_t>& kept :
-         p_->caches[index]->KeptPositions(*p_->stream, chunk.lane())) {
-      layer.add_heads()->mutable_positions()->Add(kept.begin(), kept.end());
-    }
-  }
+void Stage::Trace(int index, const Pass& pass, StepResult& result) {
+  if (result.traces_size() == pass.first_trace) return;
+  TraceLayer(*p_->stream, *p_->caches[index], p_->shard.first_layer + index, *pass.plan,
+             pass.first_trace, result);
 }
 
 }  // namespace keyline

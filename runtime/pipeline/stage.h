@@ -98,7 +98,7 @@ class Stage {
   void TakeTokens(Running& step);
   void ScoreRows(const Pass& pass, pipeline::StepResult& result);
   void ReadNormed(const Pass& pass, pipeline::StepResult& result);
-  void TraceLayer(int index, const Pass& pass, pipeline::StepResult& result);
+  void Trace(int index, const Pass& pass, pipeline::StepResult& result);
   RmsNorm FinalNorm() const;
   TensorView Logits(const Pass& pass, const int32_t* rows, int count);
 
