@@ -29,8 +29,9 @@ size_t AttentionScratch(const PassShape& shape);
 
 // logits/sample.cc
 size_t SampleScratch(const PassShape& shape);
-void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
-            const int32_t* positions, const SamplingParams* params, int32_t* drawn);
+void Sample(Stream& s, SampledToken* out, const int32_t* first, TensorView logits,
+            const int32_t* lanes, const int32_t* positions, const SamplingParams* params,
+            int32_t* drawn);
 
 // logits/log_probs.cc
 void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targets);

@@ -242,7 +242,7 @@ void CudaDevice::FreeMemory(void* memory, size_t /*bytes*/) {
 absl::StatusOr<void*> CudaDevice::AllocateHost(size_t bytes) {
   const CurrentDevice current(index_);
   void* memory = nullptr;
-  // The driver places the pages near the calling thread.
+  // The driver places the pages near the calling thread. Kernels know them by the same address.
   const cudaError_t code = cudaHostAlloc(&memory, bytes, cudaHostAllocPortable);
   if (code == cudaErrorMemoryAllocation) {
     cudaGetLastError();  // as above

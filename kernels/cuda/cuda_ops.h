@@ -31,8 +31,9 @@ void Norm(Stream& s, TensorView out, TensorView in, const RmsNorm& norm);
 void GatherRows(Stream& s, TensorView out, TensorView in, const int32_t* rows);
 
 // logits/
-void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
-            const int32_t* positions, const SamplingParams* params, int32_t* drawn);
+void Sample(Stream& s, SampledToken* out, const int32_t* first, TensorView logits,
+            const int32_t* lanes, const int32_t* positions, const SamplingParams* params,
+            int32_t* drawn);
 void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targets);
 void TopLogProbs(Stream& s, int32_t* tokens, float* logprobs, int count, TensorView logits);
 

@@ -97,8 +97,9 @@ class Device {
   size_t peak_bytes() const;
 
   // Host memory that copies from and to this device take at the full speed of the link, without
-  // waiting for anything (pinned). Contents undefined; aligned to 256 bytes. RESOURCE_EXHAUSTED as
-  // above. Not counted as device memory.
+  // waiting for anything (pinned), and that operations of this device may read and write where they
+  // say so. Contents undefined; aligned to 256 bytes. RESOURCE_EXHAUSTED as above. Not counted as
+  // device memory.
   virtual absl::StatusOr<void*> AllocateHost(size_t bytes) = 0;
   virtual void FreeHost(void* memory, size_t bytes) = 0;
 

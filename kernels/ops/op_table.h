@@ -28,8 +28,9 @@ struct OpTable {
   void (*norm_gated_matmul)(Stream&, TensorView out, TensorView in, const RmsNorm&, const Weight&,
                             Activation);
   void (*gather_rows)(Stream&, TensorView out, TensorView in, const int32_t* rows);
-  void (*sample)(Stream&, SampledToken* out, TensorView logits, const int32_t* lanes,
-                 const int32_t* positions, const SamplingParams* params, int32_t* drawn);
+  void (*sample)(Stream&, SampledToken* out, const int32_t* first, TensorView logits,
+                 const int32_t* lanes, const int32_t* positions, const SamplingParams* params,
+                 int32_t* drawn);
   void (*token_log_probs)(Stream&, float* out, TensorView logits, const int32_t* targets);
   void (*top_log_probs)(Stream&, int32_t* tokens, float* logprobs, int count, TensorView logits);
 

@@ -96,11 +96,12 @@ void GatherRows(Stream& s, TensorView out, TensorView in, const int32_t* rows) {
   Table(s).gather_rows(s, out, in, rows);
 }
 
-void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
-            const int32_t* positions, const SamplingParams* params, int32_t* drawn) {
+void Sample(Stream& s, SampledToken* out, const int32_t* first, TensorView logits,
+            const int32_t* lanes, const int32_t* positions, const SamplingParams* params,
+            int32_t* drawn) {
   CHECK_EQ(logits.rank, 2);
   CHECK(logits.dtype == DType::kF32);
-  Table(s).sample(s, out, logits, lanes, positions, params, drawn);
+  Table(s).sample(s, out, first, logits, lanes, positions, params, drawn);
 }
 
 void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targets) {

@@ -63,10 +63,14 @@ void GatherRows(Stream& s, TensorView out, TensorView in, const int32_t* rows);
 
 // One token for each row of logits.  logits: float32 [n, vocab]; lanes, positions: int32 [n],
 // device: row i belongs to lanes[i] and decides the token at positions[i]; params: [lanes], device;
-// out: [n], device. drawn: [lanes], device, or null: drawn[lanes[i]] becomes row i's token, 0 where
-// no logit is finite, so that the next pass can begin with it before the host has seen it.
-void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
-            const int32_t* positions, const SamplingParams* params, int32_t* drawn);
+// out: device memory or a HostBlock of this device, which the host may read once an event that was
+// recorded later is reached. Row i becomes out[*first + i]; first: [1], device, so that a recording
+// can write to another place each time. drawn: [lanes], device, or null: drawn[lanes[i]] becomes
+// row i's token, 0 where no logit is finite, so that the next pass can begin with it before the
+// host has seen it.
+void Sample(Stream& s, SampledToken* out, const int32_t* first, TensorView logits,
+            const int32_t* lanes, const int32_t* positions, const SamplingParams* params,
+            int32_t* drawn);
 
 // out[i] = log softmax(logits[i, :])[targets[i]]; 0 where targets[i] < 0.  float32 [n], device.
 void TokenLogProbs(Stream& s, float* out, TensorView logits, const int32_t* targets);

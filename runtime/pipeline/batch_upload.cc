@@ -12,6 +12,8 @@ namespace {
 
 static_assert(sizeof(Chunk) % sizeof(int32_t) == 0);
 constexpr size_t kChunkInts = sizeof(Chunk) / sizeof(int32_t);
+// At the same place in every upload, as a recording needs it: where the sampler puts tokens.
+constexpr size_t kSharedInts = 1;
 // Per token: id, position, chunk; and for the head: row, lane, position, target.
 constexpr size_t kTokenInts = 3;
 constexpr size_t kHeadInts = 4;
@@ -20,7 +22,7 @@ constexpr size_t kHeadInts = 4;
 
 size_t BatchUpload::BytesFor(int lanes, int max_tokens, int max_batches) {
   return sizeof(int32_t) *
-         (kChunkInts * lanes * max_batches + (kTokenInts + kHeadInts) * max_tokens);
+         (kSharedInts + kChunkInts * lanes * max_batches + (kTokenInts + kHeadInts) * max_tokens);
 }
 
 absl::StatusOr<BatchUpload> BatchUpload::Make(Device& device, int lanes, int max_tokens,
@@ -36,9 +38,10 @@ absl::StatusOr<BatchUpload> BatchUpload::Make(Device& device, int lanes, int max
   return upload;
 }
 
-void BatchUpload::Set(Stream& s, std::span<const pipeline::PlanBatch* const> plans) {
+void BatchUpload::Set(Stream& s, std::span<const pipeline::PlanBatch* const> plans,
+                      int32_t first_row) {
   CHECK_LE(plans.size(), static_cast<size_t>(max_batches_));
-  image_.clear();
+  image_ = {first_row};
   batches_.clear();
   int tokens = 0;
   for (const pipeline::PlanBatch* plan : plans) {
@@ -51,6 +54,7 @@ void BatchUpload::Set(Stream& s, std::span<const pipeline::PlanBatch* const> pla
 
 UploadedBatch BatchUpload::Add(const pipeline::PlanBatch& plan) {
   UploadedBatch out;
+  out.first_row = memory_.view().as<int32_t>();
   std::vector<Chunk> chunks;
   std::vector<int32_t> ids, positions, token_chunk;
   struct Rows {

@@ -1,5 +1,5 @@
 // BatchUpload: one or several PlanBatches become Batches in device memory, with one copy. Besides
-// the batches themselves it carries which rows the head works on.
+// the batches themselves it carries which rows the head works on, and where their tokens go.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +26,9 @@ struct HeadRows {
 
 struct UploadedBatch {
   Batch batch;
-  HeadRows sampled;  // one row for each OUTPUT_SAMPLE chunk
-  HeadRows scored;   // all rows of scored chunks
+  HeadRows sampled;                    // one row for each OUTPUT_SAMPLE chunk
+  HeadRows scored;                     // all rows of scored chunks
+  const int32_t* first_row = nullptr;  // device, [1]: for Sampler::Sample, as it was given to Set
 };
 
 class BatchUpload {
@@ -38,8 +39,8 @@ class BatchUpload {
   static size_t BytesFor(int lanes, int max_tokens, int max_batches);
 
   // REQUIRES: the batches fit lanes, max_tokens and max_batches, and a lane occurs once in each
-  // (rank 0's scheduler sees to that: CHECK).
-  void Set(Stream& s, std::span<const pipeline::PlanBatch* const> plans);
+  // (rank 0's scheduler sees to that: CHECK). `first_row`: where the sampler puts tokens.
+  void Set(Stream& s, std::span<const pipeline::PlanBatch* const> plans, int32_t first_row = 0);
   void Set(Stream& s, const pipeline::PlanBatch& plan) {
     const pipeline::PlanBatch* const plans[] = {&plan};
     Set(s, plans);

@@ -76,7 +76,7 @@ absl::StatusOr<StageNeeds> NeedsOfStage(const Device& device, const DecoderModel
   const int64_t longest = int64_t{spec.max_positions} * spec.cache.lanes + pass;
   needs.step_tokens = static_cast<int>(std::min<int64_t>(longest, kMostStepTokens + pass));
   needs.token_bytes = BytesOf(device.ActivationType(spec.dtype), model.widths().hidden) +
-                      BatchUpload::BytesFor(0, 1, 1);
+                      BatchUpload::BytesFor(0, 1, 0) - BatchUpload::BytesFor(0, 0, 0);
   needs.streaming_bytes = BatchUpload::BytesFor(spec.cache.lanes, 0, kSweepBatches);
   return needs;
 }

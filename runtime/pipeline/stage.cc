@@ -173,6 +173,9 @@ absl::Status Stage::Begin(const StepPlan& plan, Communicator& comm) {
                   .tokens = TokensOf(plan),
                   .states = MovesStates(plan),
                   .ends_later = AsksTokensOnly(plan)};
+  // That of the step kPlaces ago, which has ended.
+  static_assert(Sampler::kPlaces >= kMostRunning);
+  if (p_->sampler.has_value()) step.place = p_->sampler->TakePlace();
   RankState& state = *comm.state();
   state.Step(plan.step());
   // The host's own work may take its time; a device that waits for a lost peer never ends.
@@ -185,14 +188,14 @@ absl::Status Stage::Begin(const StepPlan& plan, Communicator& comm) {
 }
 
 bool Stage::HasEnded() const {
-  return running_.front().place < 0 || p_->sampler->HasCome(running_.front().place);
+  return running_.front().lanes.empty() || p_->sampler->HasCome(running_.front().place);
 }
 
 StepResult Stage::End(Communicator& comm) {
   CHECK(!running_.empty());
   Running step = std::move(running_.front());
   running_.pop_front();
-  if (step.place >= 0) {
+  if (!step.lanes.empty()) {
     p_->stream->WhileWaiting(comm.ProgressWhileWaiting());
     TakeTokens(step);
     p_->stream->WhileWaiting(nullptr);
@@ -232,7 +235,7 @@ absl::Status Stage::RunBatches(const StepPlan& plan, Communicator& comm, Running
   for (const auto& cache : p_->caches) cache->RecordPlacements(plan.want_placements());
   for (int first = 0; first < plan.batches_size();) {
     const int count = SweepSize(plan, first);
-    std::vector<Pass> passes = Upload(plan, first, count, result);
+    std::vector<Pass> passes = Upload(plan, first, count, step);
     RETURN_IF_ERROR(Sweep(plan, passes, comm, step));
     if (plan.want_placements()) {
       state.Doing("report what is kept");
@@ -256,11 +259,12 @@ int Stage::SweepSize(const StepPlan& plan, int first) const {
   return count;
 }
 
-std::vector<Stage::Pass> Stage::Upload(const StepPlan& plan, int first, int count,
-                                       StepResult& result) {
+std::vector<Stage::Pass> Stage::Upload(const StepPlan& plan, int first, int count, Running& step) {
+  StepResult& result = step.result;
   std::vector<const PlanBatch*> batches;
   for (int i = first; i < first + count; ++i) batches.push_back(&plan.batches(i));
-  p_->upload->Set(*p_->stream, batches);
+  const int32_t first_row = p_->sampler.has_value() ? p_->sampler->FirstRow(step.place) : 0;
+  p_->upload->Set(*p_->stream, batches, first_row);
   std::vector<Pass> passes;
   int row = 0;
   for (int i = 0; i < count; ++i) {
@@ -399,7 +403,8 @@ TensorView Stage::Logits(const Pass& pass, const int32_t* rows, int count) {
 TensorView Stage::DrawRows(const Pass& pass, int first, int count) {
   const HeadRows& rows = pass.uploaded.sampled;
   const TensorView logits = Logits(pass, rows.row + first, count);
-  p_->sampler->Sample(*p_->stream, logits, rows.lane + first, rows.position + first);
+  p_->sampler->Sample(*p_->stream, logits, rows.lane + first, rows.position + first,
+                      pass.uploaded.first_row);
   return logits;
 }
 
@@ -417,7 +422,7 @@ void Stage::SampleRows(const Pass& pass, bool drawn, Running& step) {
     for (int i = 0; i < count; ++i) top = std::max(top, chunks[first + i]->top_logprobs());
     std::vector<TopTokens> tops;
     if (top > 0) tops = p_->sampler->Top(*p_->stream, logits, top);
-    step.place = p_->sampler->Fetch(*p_->stream, count);
+    p_->sampler->Mark(*p_->stream, step.place, count);
     for (int i = 0; i < count; ++i) step.lanes.push_back(chunks[first + i]->lane());
     if (step.ends_later) return;
     const int before = step.result.tokens_size();
@@ -441,7 +446,6 @@ void Stage::TakeTokens(Running& step) {
     out.set_logprob(sampled[i].logprob);
     out.set_non_finite(sampled[i].non_finite);
   }
-  step.place = -1;
   step.lanes.clear();
 }
 

@@ -70,8 +70,8 @@ class Stage {
     int tokens;
     bool states;  // moves lanes' states
     bool ends_later;
-    int place = -1;            // where the sampler puts its tokens; < 0: all is in the result
-    std::vector<int> lanes{};  // of those tokens
+    int place = 0;             // where the sampler puts its tokens
+    std::vector<int> lanes{};  // of those to come; none: all is in the result
   };
   absl::Status RunBatches(const pipeline::StepPlan& plan, Communicator& comm, Running& step);
   // Batches of the plan from `first` on that go through each layer together.
@@ -80,8 +80,7 @@ class Stage {
                      Running& step);
   // A pass that a device can record: one token a chunk, and nobody who reads in between.
   void RunDecode(Pass& pass, Communicator& comm, Running& step);
-  std::vector<Pass> Upload(const pipeline::StepPlan& plan, int first, int count,
-                           pipeline::StepResult& result);
+  std::vector<Pass> Upload(const pipeline::StepPlan& plan, int first, int count, Running& step);
   // Hidden states of the rank before; the embedding on the first one.
   absl::Status Receive(const pipeline::StepPlan& plan, Pass& pass, Communicator& comm,
                        pipeline::StepResult& result);

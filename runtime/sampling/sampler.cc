@@ -15,7 +15,7 @@ absl::StatusOr<Sampler> Sampler::Make(Device& device, int lanes, int max_rows) {
   ASSIGN_OR_RETURN(sampler.params_,
                    Tensor::Allocate(device, DType::kU8, {bytes(lanes * sizeof(SamplingParams))}));
   ASSIGN_OR_RETURN(sampler.sampled_,
-                   Tensor::Allocate(device, DType::kU8, {bytes(max_rows * sizeof(SampledToken))}));
+                   HostBlock::Allocate(device, kPlaces * max_rows * sizeof(SampledToken)));
   ASSIGN_OR_RETURN(sampler.drawn_, Tensor::Allocate(device, DType::kI32, {lanes}));
   ASSIGN_OR_RETURN(sampler.top_tokens_,
                    Tensor::Allocate(device, DType::kI32, {max_rows, kMaxTopLogProbs}));
@@ -23,18 +23,14 @@ absl::StatusOr<Sampler> Sampler::Make(Device& device, int lanes, int max_rows) {
                    Tensor::Allocate(device, DType::kF32, {max_rows, kMaxTopLogProbs}));
   sampler.host_params_.resize(lanes);
   sampler.max_rows_ = max_rows;
-  for (Draw& draw : sampler.draws_) {
-    ASSIGN_OR_RETURN(draw.tokens, HostBlock::Allocate(device, max_rows * sizeof(SampledToken)));
-    draw.there = device.NewEvent();
-  }
+  for (Draw& draw : sampler.draws_) draw.there = device.NewEvent();
   sampler.host_logprobs_.resize(max_rows);
   return sampler;
 }
 
 size_t Sampler::BytesFor(int lanes, int max_rows) {
   constexpr size_t kTopBytes = kMaxTopLogProbs * (sizeof(int32_t) + sizeof(float));
-  return lanes * (sizeof(SamplingParams) + sizeof(int32_t)) +
-         max_rows * (sizeof(SampledToken) + kTopBytes);
+  return lanes * (sizeof(SamplingParams) + sizeof(int32_t)) + max_rows * kTopBytes;
 }
 
 void Sampler::SetLane(Stream& s, int lane, const SamplingParams& params) {
@@ -42,26 +38,26 @@ void Sampler::SetLane(Stream& s, int lane, const SamplingParams& params) {
   s.CopyAsync(params_.view().as<SamplingParams>() + lane, &host_params_[lane], sizeof(params));
 }
 
-void Sampler::Sample(Stream& s, TensorView logits, const int32_t* lanes, const int32_t* positions) {
+int Sampler::TakePlace() { return std::exchange(next_place_, (next_place_ + 1) % kPlaces); }
+
+void Sampler::Sample(Stream& s, TensorView logits, const int32_t* lanes, const int32_t* positions,
+                     const int32_t* first_row) {
   CHECK_LE(logits.rows(), max_rows_);
-  ops::Sample(s, sampled_.view().as<SampledToken>(), logits, lanes, positions,
-              params_.view().as<SamplingParams>(), drawn_.view().as<int32_t>());
+  ops::Sample(s, reinterpret_cast<SampledToken*>(sampled_.data()), first_row, logits, lanes,
+              positions, params_.view().as<SamplingParams>(), drawn_.view().as<int32_t>());
 }
 
-int Sampler::Fetch(Stream& s, int rows) {
+void Sampler::Mark(Stream& s, int place, int rows) {
   CHECK_LE(rows, max_rows_);
-  const int place = std::exchange(next_place_, (next_place_ + 1) % kPlaces);
-  Draw& draw = draws_[place];
+  Draw& draw = draws_.at(place);
   draw.rows = rows;
-  s.CopyAsync(draw.tokens.data(), sampled_.view().data, rows * sizeof(SampledToken));
   draw.there->Record(s);
-  return place;
 }
 
 std::span<const SampledToken> Sampler::Fetched(Stream& s, int place) {
   const Draw& draw = draws_.at(place);
   s.WaitFor(*draw.there);
-  return {reinterpret_cast<const SampledToken*>(draw.tokens.data()),
+  return {reinterpret_cast<const SampledToken*>(sampled_.data()) + FirstRow(place),
           static_cast<size_t>(draw.rows)};
 }
 

@@ -30,16 +30,23 @@ class Sampler {
   static size_t BytesFor(int lanes, int max_rows);  // on the device
 
   void SetLane(Stream& s, int lane, const SamplingParams& params);
-  // logits: float32 [n, vocab]; lanes, positions: int32 [n], device. Enqueues only.
-  void Sample(Stream& s, TensorView logits, const int32_t* lanes, const int32_t* positions);
-  // Sends what the last Sample drew for its n rows on its way to the host. Enqueues only. Returns
-  // its place there, one of kPlaces, which are taken in turn.
-  int Fetch(Stream& s, int rows);
+  // A place on the host for what a step draws, one of kPlaces, which are taken in turn.
+  // REQUIRES: what was drawn there before has been read (Fetched).
+  int TakePlace();
+  // What Sample finds in device memory so that it draws to `place`: the index of its first row.
+  int32_t FirstRow(int place) const { return place * max_rows_; }
+  // logits: float32 [n, vocab]; lanes, positions: int32 [n], first_row: int32 [1], device. Writes
+  // to the host by itself. Enqueues only.
+  void Sample(Stream& s, TensorView logits, const int32_t* lanes, const int32_t* positions,
+              const int32_t* first_row);
+  // Marks that the last Sample drew `rows` rows to `place`. Enqueues only.
+  void Mark(Stream& s, int place, int rows);
   // The token that Sample drew last for each lane: int32 [lanes], device.
   const int32_t* drawn() const { return drawn_.view().as<int32_t>(); }
   // Whether Fetched would return without waiting.
   bool HasCome(int place) const { return draws_.at(place).there->Reached(); }
-  // Waits until it has come, not for what was enqueued later.
+  // The rows that Mark told of. Waits until they are there, not for what was enqueued later. Valid
+  // until a Sample to the same place.
   std::span<const SampledToken> Fetched(Stream& s, int place);
   // The `count` likeliest tokens of each row. Waits for the stream.
   std::vector<TopTokens> Top(Stream& s, TensorView logits, int count);
@@ -49,16 +56,15 @@ class Sampler {
  private:
   Sampler() = default;
   Tensor params_;        // SamplingParams [lanes]
-  Tensor sampled_;       // SampledToken [max_rows]
   Tensor drawn_;         // int32 [lanes]
   Tensor top_tokens_;    // int32 [max_rows, kMaxTopLogProbs]
   Tensor top_logprobs_;  // float32, the same; also the target's log-probabilities
   std::vector<SamplingParams> host_params_;
   struct Draw {
-    HostBlock tokens;  // SampledToken [max_rows]
     std::unique_ptr<Event> there;
     int rows = 0;
   };
+  HostBlock sampled_;  // SampledToken [kPlaces, max_rows]
   std::array<Draw, kPlaces> draws_;
   int next_place_ = 0;
   int max_rows_ = 0;

@@ -8,6 +8,7 @@
 #include <limits>
 #include <optional>
 
+#include "kernels/device/host_block.h"
 #include "kernels/ops/ops.h"
 #include "tests/kernels/device_under_test.h"
 #include "tests/reference/softmax.h"
@@ -40,8 +41,8 @@ class LogitsTest : public testing::TestWithParam<DeviceUnderTest> {
       at.push_back(i);
     }
     SampledToken* out = bench().Array(std::vector<SampledToken>(positions));
-    ops::Sample(bench().stream(), out, bench().Logits(positions, vocabulary, rows),
-                bench().Ints(lanes), bench().Ints(at),
+    ops::Sample(bench().stream(), out, bench().Ints({0}),
+                bench().Logits(positions, vocabulary, rows), bench().Ints(lanes), bench().Ints(at),
                 bench().Array(std::vector<SamplingParams>{{}, params}), nullptr);
     return bench().Read(out, positions);
   }
@@ -208,6 +209,47 @@ TEST_P(LogitsTest, ADrawDependsOnSeedSequenceAndPositionOnly) {
   EXPECT_NE(draw(other), first);
 }
 
+// Where the host reads it without a copy, once it hears that the stream has got there. The place is
+// the device's knowledge, as in a recorded step.
+TEST_P(LogitsTest, RowsGoToHostMemoryFromTheFirstOneOn) {
+  constexpr int64_t kVocabulary = 700;
+  constexpr int kRows = 3;
+  std::vector<float> logits(kRows * kVocabulary, -1.0f);
+  logits[31] = logits[kVocabulary + 7] = 2;
+  std::fill(logits.end() - kVocabulary, logits.end(), kNan);
+  const HostBlock block =
+      HostBlock::Allocate(bench().device(), 3 * kRows * sizeof(SampledToken)).value();
+  auto* out = reinterpret_cast<SampledToken*>(block.data());
+  std::fill(out, out + 3 * kRows, SampledToken{.token = 99, .logprob = 1, .non_finite = 1});
+  const auto there = bench().device().NewEvent();
+  const TensorView view = bench().Logits(kRows, kVocabulary, logits);
+  const int32_t* lanes = bench().Ints({1, 0, 1});
+  const int32_t* positions = bench().Ints({1, 1, 1});
+  const auto* params = bench().Array(std::vector<SamplingParams>(2));
+  int32_t* first = bench().Array(std::vector<int32_t>(1));
+  const auto tokens = [&] {
+    std::vector<int> all(3 * kRows);
+    std::transform(out, out + all.size(), all.begin(), [](const auto& s) { return s.token; });
+    return all;
+  };
+  // The third time a device that records replays.
+  const auto sample_at = [&](int32_t row) {
+    bench().Write(first, std::vector<int32_t>{row});
+    bench().stream().Replay(1, [&] {
+      ops::Sample(bench().stream(), out, first, view, lanes, positions, params, nullptr);
+    });
+    there->Record(bench().stream());
+    bench().stream().WaitFor(*there);
+  };
+  sample_at(kRows);
+  EXPECT_THAT(tokens(), ElementsAre(99, 99, 99, 31, 7, -1, 99, 99, 99));
+  sample_at(0);
+  EXPECT_THAT(tokens(), ElementsAre(31, 7, -1, 31, 7, -1, 99, 99, 99));
+  sample_at(2 * kRows);
+  EXPECT_THAT(tokens(), ElementsAre(31, 7, -1, 31, 7, -1, 31, 7, -1));
+  EXPECT_EQ(out[2 * kRows + 2].non_finite, kVocabulary);
+}
+
 // What a step draws begins the next one, which need not have heard of it.
 TEST_P(LogitsTest, TheTokenDrawnForALaneCanBeEmbedded) {
   constexpr int64_t kVocabulary = 50;
@@ -218,7 +260,7 @@ TEST_P(LogitsTest, TheTokenDrawnForALaneCanBeEmbedded) {
   std::fill(logits.end() - kVocabulary, logits.end(), kNan);
   const std::vector<int32_t> lanes = {4, 1, 2};
   int32_t* drawn = bench().Array(std::vector<int32_t>(6, 49));
-  ops::Sample(bench().stream(), bench().Array(std::vector<SampledToken>(3)),
+  ops::Sample(bench().stream(), bench().Array(std::vector<SampledToken>(3)), bench().Ints({0}),
               bench().Logits(3, kVocabulary, logits), bench().Ints(lanes), bench().Ints({1, 1, 1}),
               bench().Array(std::vector<SamplingParams>(6)), drawn);
   EXPECT_THAT(bench().Read(drawn, 6), ElementsAre(49, 7, 0, 49, 31, 49));

@@ -95,16 +95,18 @@ size_t SampleScratch(const PassShape& shape) {
   return BytesOf(DType::kF32, int64_t{shape.logit_rows} * shape.vocab);
 }
 
-void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
-            const int32_t* positions, const SamplingParams* params, int32_t* drawn) {
+void Sample(Stream& s, SampledToken* out, const int32_t* first, TensorView logits,
+            const int32_t* lanes, const int32_t* positions, const SamplingParams* params,
+            int32_t* drawn) {
   CpuStream& cpu = AsCpu(s);
   auto* weights =
       static_cast<float*>(cpu.Scratch(BytesOf(DType::kF32, logits.rows() * logits.cols())));
+  SampledToken* const rows = out + *first;
   cpu.pool().ParallelFor(logits.rows(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      out[i] = SampleRow(cpu.kernels(), logits.row<float>(i), logits.cols(), params[lanes[i]],
-                         positions[i], weights + i * logits.cols());
-      if (drawn != nullptr) drawn[lanes[i]] = std::max(out[i].token, 0);
+      rows[i] = SampleRow(cpu.kernels(), logits.row<float>(i), logits.cols(), params[lanes[i]],
+                          positions[i], weights + i * logits.cols());
+      if (drawn != nullptr) drawn[lanes[i]] = std::max(rows[i].token, 0);
     }
   });
 }

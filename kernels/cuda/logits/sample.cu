@@ -202,9 +202,9 @@ class RowSampler {
 // kBlocks > 1: only where the code that runs is for compute capability 9.0 or later.
 template <int kBlocks>
 __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads)
-    SampleKernel(SampledToken* out, const float* logits, int64_t stride, int64_t vocabulary,
-                 const int32_t* lanes, const int32_t* positions, const SamplingParams* params,
-                 int32_t* drawn) {
+    SampleKernel(SampledToken* out, const int32_t* first_row, const float* logits, int64_t stride,
+                 int64_t vocabulary, const int32_t* lanes, const int32_t* positions,
+                 const SamplingParams* params, int32_t* drawn) {
   __shared__ SelectMemory memory;
   __shared__ Published published;
   __shared__ SoftmaxSums warps[kSelectWarps];
@@ -217,7 +217,7 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads
   const auto non_finite = static_cast<int32_t>(vocabulary - sums.finite);
   int32_t token = -1;
   if (sums.finite == 0) {
-    if (first) out[row] = {-1, 0.0f, non_finite};
+    if (first) out[*first_row + row] = {-1, 0.0f, non_finite};
   } else if (rule.temperature == 0) {
     if (first) token = sampler.best();
   } else {
@@ -226,21 +226,24 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kSelectThreads
   if (drawn != nullptr && sums.finite == 0 && first) drawn[lanes[row]] = 0;
   if (token >= 0) {
     if (drawn != nullptr) drawn[lanes[row]] = token;
-    out[row] = {token, LogProb(logits[row * stride + token], sums.LogSum()), non_finite};
+    out[*first_row + row] = {token, LogProb(logits[row * stride + token], sums.LogSum()),
+                             non_finite};
   }
   BlocksOfRow<kBlocks>().sync();  // no block ends while another reads its memory
 }
 
 }  // namespace
 
-void Sample(Stream& s, SampledToken* out, TensorView logits, const int32_t* lanes,
-            const int32_t* positions, const SamplingParams* params, int32_t* drawn) {
+void Sample(Stream& s, SampledToken* out, const int32_t* first, TensorView logits,
+            const int32_t* lanes, const int32_t* positions, const SamplingParams* params,
+            int32_t* drawn) {
   if (logits.rows() == 0) return;
   const bool clusters = HasClusters(s);
   const auto kernel = clusters ? SampleKernel<kClusterBlocks> : SampleKernel<1>;
   const auto rows = static_cast<unsigned>(logits.rows());
   kernel<<<clusters ? rows * kClusterBlocks : rows, kSelectThreads, 0, Native(s)>>>(
-      out, logits.as<float>(), logits.strides[0], logits.cols(), lanes, positions, params, drawn);
+      out, first, logits.as<float>(), logits.strides[0], logits.cols(), lanes, positions, params,
+      drawn);
   CUDA_CHECK(cudaGetLastError());
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/engine/engine.h"
+#include "runtime/pipeline/pipeline_spec.h"
 #include "tests/fixtures/tiny_pipeline.h"
 #include "tests/runtime/engine/session_laws.h"
 
@@ -101,6 +102,15 @@ TEST(RunAhead, SequencesOfAllLengthsHearTheSame) {
     ExpectTheSame({.lanes = lanes, .chunk_size = 16, .cache_length = 40, .policy = "h2o"},
                   requests);
   }
+}
+
+// Such a step's tokens come in several parts, to one place, and are waited for; when some have
+// ended, steps run ahead.
+TEST(RunAhead, MoreSequencesThanRowsOfLogitsHearTheSame) {
+  const int lanes = kLogitRows + 5;
+  const std::vector<Request> requests =
+      Requests(lanes + 3, [](int i) { return Generate(1 + i % 7, 2 + i % 9, i); });
+  ExpectTheSame({.random_layers = 1, .lanes = lanes, .max_pass_tokens = 128}, requests);
 }
 
 // A step is in vain where the token before it stops the sequence: its lane goes to the next one.
