@@ -140,6 +140,11 @@ void CudaStream::CopyAsync(void* to, const void* from, size_t bytes) {
   // first.
   if (bytes == 0) return;
   if (IsPageable(to) || (bytes > kStagedAtOnce && IsPageable(from))) Synchronize();
+  CopyPinnedAsync(to, from, bytes);
+}
+
+void CudaStream::CopyPinnedAsync(void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return;
   CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
 }
 
@@ -157,7 +162,7 @@ void CudaStream::MakeDeviceCurrent() const {
   if (current != index_) CUDA_CHECK(cudaSetDevice(index_));
 }
 
-void CudaStream::Replay(uint64_t key, const std::function<void()>& enqueue) {
+void CudaStream::Replay(uint64_t key, absl::FunctionRef<void()> enqueue) {
   constexpr size_t kMostGraphs = 512;
   MakeDeviceCurrent();
   const auto found = graphs_.find(key);
@@ -194,15 +199,24 @@ CudaEvent::CudaEvent(int index, bool timer) {
 
 CudaEvent::~CudaEvent() { CUDA_CHECK(cudaEventDestroy(event_)); }
 
-void CudaEvent::Record(Stream& stream) { CUDA_CHECK(cudaEventRecord(event_, Native(stream))); }
+void CudaEvent::Record(Stream& stream) {
+  CUDA_CHECK(cudaEventRecord(event_, Native(stream)));
+  reached_ = false;
+}
 
 void CudaEvent::BlockStream(Stream& stream) {
   CUDA_CHECK(cudaStreamWaitEvent(Native(stream), event_, 0));
 }
 
-void CudaEvent::Synchronize() { CUDA_CHECK(cudaEventSynchronize(event_)); }
+void CudaEvent::Synchronize() {
+  if (!reached_) CUDA_CHECK(cudaEventSynchronize(event_));
+  reached_ = true;
+}
 
-bool CudaEvent::Reached() { return IsDone(cudaEventQuery(event_)); }
+bool CudaEvent::Reached() {
+  reached_ = reached_ || IsDone(cudaEventQuery(event_));
+  return reached_;
+}
 
 double CudaEvent::SecondsSince(const Event& earlier) {
   Synchronize();

@@ -8,12 +8,12 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "kernels/device/device.h"
 
 namespace keyline::cuda {
@@ -38,9 +38,10 @@ class CudaStream final : public Stream {
   CudaStream(Device& device, int index, bool deterministic);
   ~CudaStream() override;
   void CopyAsync(void* to, const void* from, size_t bytes) override;
+  void CopyPinnedAsync(void* to, const void* from, size_t bytes) override;
   void ZeroAsync(void* to, size_t bytes) override;
   void Synchronize() override;
-  void Replay(uint64_t key, const std::function<void()>& enqueue) override;
+  void Replay(uint64_t key, absl::FunctionRef<void()> enqueue) override;
   absl::Status ReserveScratch(size_t bytes);
 
   cudaStream_t get() const { return stream_; }
@@ -92,6 +93,8 @@ class CudaEvent final : public Event {
 
  private:
   cudaEvent_t event_ = nullptr;
+  // Whether this is known of the last Record. Asking again is a call into the driver.
+  bool reached_ = true;
 };
 
 class CudaDevice final : public Device {

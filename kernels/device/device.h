@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "kernels/device/dtype.h"
 
@@ -33,6 +34,10 @@ class Stream {
 
   // Host or device memory on either side. Host memory must stay valid until the copy has run.
   virtual void CopyAsync(void* to, const void* from, size_t bytes) = 0;
+  // The same where either side is device memory or AllocateHost's: CopyAsync has to find that out.
+  virtual void CopyPinnedAsync(void* to, const void* from, size_t bytes) {
+    CopyAsync(to, from, bytes);
+  }
   virtual void ZeroAsync(void* to, size_t bytes) = 0;
   // Waits until all that was enqueued has run.
   virtual void Synchronize() = 0;
@@ -42,7 +47,7 @@ class Stream {
   // equal keys: the same operations on the same memory, whatever that memory holds. A device that
   // can record work (a CUDA graph) calls it the first two times of a key only and then launches its
   // recording as one piece.
-  virtual void Replay(uint64_t /*key*/, const std::function<void()>& enqueue) { enqueue(); }
+  virtual void Replay(uint64_t /*key*/, absl::FunctionRef<void()> enqueue) { enqueue(); }
 
   // What a thread does again and again while it waits for this stream: messages between ranks move
   // on only while somebody calls for them, and what the stream waits for may need them. Null:

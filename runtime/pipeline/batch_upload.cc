@@ -3,7 +3,7 @@
 #include <glog/logging.h>
 
 #include <algorithm>
-#include <cstring>
+#include <utility>
 
 #include "kernels/device/status_macros.h"
 
@@ -17,6 +17,10 @@ constexpr size_t kSharedInts = 1;
 // Per token: id, position, chunk; and for the head: row, lane, position, target.
 constexpr size_t kTokenInts = 3;
 constexpr size_t kHeadInts = 4;
+
+bool IsScored(const pipeline::PlanChunk& chunk) {
+  return chunk.output() == pipeline::OUTPUT_LOGPROBS || chunk.output() == pipeline::OUTPUT_LOGITS;
+}
 
 }  // namespace
 
@@ -34,99 +38,116 @@ absl::StatusOr<BatchUpload> BatchUpload::Make(Device& device, int lanes, int max
   upload.max_batches_ = max_batches;
   ASSIGN_OR_RETURN(upload.memory_,
                    Tensor::Allocate(device, DType::kU8, {static_cast<int64_t>(bytes)}));
-  upload.image_.reserve(bytes / sizeof(int32_t));
+  for (Image& image : upload.images_) {
+    ASSIGN_OR_RETURN(image.ints, HostBlock::Allocate(device, bytes));
+    image.copied = device.NewEvent();
+  }
+  upload.lane_batch_.resize(lanes, 0);
+  upload.batches_.reserve(max_batches);
   return upload;
 }
 
 void BatchUpload::Set(Stream& s, std::span<const pipeline::PlanBatch* const> plans,
-                      int32_t first_row) {
+                      int32_t first_row, Event* drawn) {
   CHECK_LE(plans.size(), static_cast<size_t>(max_batches_));
-  image_ = {first_row};
-  batches_.clear();
   int tokens = 0;
   for (const pipeline::PlanBatch* plan : plans) {
-    batches_.push_back(Add(*plan));
-    tokens += batches_.back().batch.tokens;
+    for (const pipeline::PlanChunk& chunk : plan->chunks()) tokens += chunk.token_ids_size();
   }
   CHECK_LE(tokens, max_tokens_);
-  s.CopyAsync(memory_.view().data, image_.data(), image_.size() * sizeof(int32_t));
+  Image& image = images_[std::exchange(next_image_, (next_image_ + 1) % kImages)];
+  if (image.free != nullptr) s.WaitFor(*image.free);
+  auto* const host = reinterpret_cast<int32_t*>(image.ints.data());
+  host[0] = first_row;
+  size_t ints = kSharedInts;
+  bool draws = false;
+  batches_.clear();
+  for (const pipeline::PlanBatch* plan : plans) {
+    batches_.push_back(Add(*plan, host, ints));
+    draws = draws || batches_.back().sampled.count > 0;
+  }
+  s.CopyPinnedAsync(memory_.view().data, host, ints * sizeof(int32_t));
+  // Recording costs as much as the copy, so a decode step does it once.
+  image.free = draws && drawn != nullptr ? drawn : image.copied.get();
+  if (image.free == image.copied.get()) image.copied->Record(s);
 }
 
-UploadedBatch BatchUpload::Add(const pipeline::PlanBatch& plan) {
-  UploadedBatch out;
-  out.first_row = memory_.view().as<int32_t>();
-  std::vector<Chunk> chunks;
-  std::vector<int32_t> ids, positions, token_chunk;
-  struct Rows {
-    std::vector<int32_t> row, lane, position, target;
-    void Add(int32_t r, int32_t l, int32_t p, int32_t t) {
-      row.push_back(r);
-      lane.push_back(l);
-      position.push_back(p);
-      target.push_back(t);
-    }
-  } sampled, scored;
-  Batch& batch = out.batch;
-  std::vector<bool> lane_used(lanes_, false);
+// REQUIRES: the image has room for the batch's tokens.
+UploadedBatch BatchUpload::Add(const pipeline::PlanBatch& plan, int32_t* image, size_t& ints) {
+  int tokens = 0, sampled_rows = 0, scored_rows = 0;
+  ++batches_so_far_;
   for (const pipeline::PlanChunk& c : plan.chunks()) {
     CHECK(c.lane() >= 0 && c.lane() < lanes_) << "lane " << c.lane() << " of " << lanes_;
-    CHECK(!lane_used[c.lane()]) << "lane " << c.lane() << " twice in one batch";
+    CHECK_NE(std::exchange(lane_batch_[c.lane()], batches_so_far_), batches_so_far_)
+        << "lane " << c.lane() << " twice in one batch";
     CHECK_GT(c.token_ids_size(), 0);
-    lane_used[c.lane()] = true;
-    const int32_t first = static_cast<int32_t>(ids.size());
-    chunks.push_back({.lane = c.lane(),
-                      .first_token = first,
-                      .tokens = c.token_ids_size(),
-                      .first_position = c.first_position(),
-                      .takes_mass = c.takes_mass() ? 1 : 0,
-                      .chunk_tokens = c.chunk_tokens(),
-                      .chunk_position = c.chunk_position()});
-    for (int i = 0; i < c.token_ids_size(); ++i) {
-      ids.push_back(c.token_is_drawn() ? kDrawnToken : static_cast<int32_t>(c.token_ids(i)));
-      positions.push_back(c.first_position() + i);
-      token_chunk.push_back(static_cast<int32_t>(chunks.size()) - 1);
+    tokens += c.token_ids_size();
+    if (c.output() == pipeline::OUTPUT_SAMPLE) ++sampled_rows;
+    if (IsScored(c)) {
+      CHECK_EQ(c.targets_size(), c.token_ids_size());
+      scored_rows += c.token_ids_size();
     }
-    const int32_t last = static_cast<int32_t>(ids.size()) - 1;
-    switch (c.output()) {
-      case pipeline::OUTPUT_SAMPLE:
-        sampled.Add(last, c.lane(), positions.back() + 1, -1);
-        break;
-      case pipeline::OUTPUT_LOGPROBS:
-      case pipeline::OUTPUT_LOGITS:
-        CHECK_EQ(c.targets_size(), c.token_ids_size());
-        for (int i = 0; i < c.token_ids_size(); ++i) {
-          scored.Add(first + i, c.lane(), positions[first + i] + 1, c.targets(i));
-        }
-        break;
-      default:
-        break;
-    }
-    batch.max_chunk_tokens = std::max(batch.max_chunk_tokens, c.token_ids_size());
   }
-  batch.tokens = static_cast<int>(ids.size());
-  batch.chunks = static_cast<int>(chunks.size());
 
   auto* const device = memory_.view().as<int32_t>();
-  const auto append = [&](const int32_t* data, size_t count) {
-    const int32_t* at = device + image_.size();
-    image_.insert(image_.end(), data, data + count);
-    return at;
+  // The next `count` integers: where they are written, and in `at` where the device finds them.
+  const auto take = [&](size_t count, const int32_t*& at) {
+    at = device + ints;
+    return image + std::exchange(ints, ints + count);
   };
-  batch.chunk = reinterpret_cast<const Chunk*>(
-      append(reinterpret_cast<const int32_t*>(chunks.data()), chunks.size() * kChunkInts));
-  batch.token_ids = append(ids.data(), ids.size());
-  batch.positions = append(positions.data(), positions.size());
-  batch.token_chunk = append(token_chunk.data(), token_chunk.size());
-  const auto append_rows = [&](const Rows& rows) {
-    const size_t n = rows.row.size();
-    return HeadRows{.count = static_cast<int>(n),
-                    .row = append(rows.row.data(), n),
-                    .lane = append(rows.lane.data(), n),
-                    .position = append(rows.position.data(), n),
-                    .target = append(rows.target.data(), n)};
+  UploadedBatch out;
+  out.first_row = device;
+  Batch& batch = out.batch;
+  batch.tokens = tokens;
+  batch.chunks = plan.chunks_size();
+  const int32_t* device_chunks = nullptr;
+  auto* chunk = reinterpret_cast<Chunk*>(take(batch.chunks * kChunkInts, device_chunks));
+  batch.chunk = reinterpret_cast<const Chunk*>(device_chunks);
+  int32_t* id = take(tokens, batch.token_ids);
+  int32_t* position = take(tokens, batch.positions);
+  int32_t* token_chunk = take(tokens, batch.token_chunk);
+  struct Rows {
+    int32_t *row, *lane, *position, *target;
+    void Add(int32_t r, int32_t l, int32_t p, int32_t t) {
+      *row++ = r;
+      *lane++ = l;
+      *position++ = p;
+      *target++ = t;
+    }
   };
-  out.sampled = append_rows(sampled);
-  out.scored = append_rows(scored);
+  const auto take_rows = [&](int count, HeadRows& rows) {
+    rows.count = count;
+    return Rows{.row = take(count, rows.row),
+                .lane = take(count, rows.lane),
+                .position = take(count, rows.position),
+                .target = take(count, rows.target)};
+  };
+  Rows sampled = take_rows(sampled_rows, out.sampled);
+  Rows scored = take_rows(scored_rows, out.scored);
+
+  int32_t first = 0;
+  for (int index = 0; index < batch.chunks; ++index) {
+    const pipeline::PlanChunk& c = plan.chunks(index);
+    const int32_t count = c.token_ids_size();
+    *chunk++ = {.lane = c.lane(),
+                .first_token = first,
+                .tokens = count,
+                .first_position = c.first_position(),
+                .takes_mass = c.takes_mass() ? 1 : 0,
+                .chunk_tokens = c.chunk_tokens(),
+                .chunk_position = c.chunk_position()};
+    for (int i = 0; i < count; ++i) {
+      *id++ = c.token_is_drawn() ? kDrawnToken : static_cast<int32_t>(c.token_ids(i));
+      *position++ = c.first_position() + i;
+      *token_chunk++ = index;
+      if (IsScored(c)) scored.Add(first + i, c.lane(), c.first_position() + i + 1, c.targets(i));
+    }
+    first += count;
+    if (c.output() == pipeline::OUTPUT_SAMPLE) {
+      sampled.Add(first - 1, c.lane(), c.first_position() + count, -1);
+    }
+    batch.max_chunk_tokens = std::max(batch.max_chunk_tokens, count);
+  }
   return out;
 }
 

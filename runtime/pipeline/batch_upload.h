@@ -1,14 +1,18 @@
-// BatchUpload: one or several PlanBatches become Batches in device memory, with one copy. Besides
-// the batches themselves it carries which rows the head works on, and where their tokens go.
+// BatchUpload: one or several PlanBatches become Batches in device memory, with one copy out of
+// pinned memory, so that the device fetches it when it gets there. Besides the batches themselves
+// it carries which rows the head works on, and where their tokens go.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/device/device.h"
+#include "kernels/device/host_block.h"
 #include "kernels/device/tensor.h"
 #include "kernels/ops/batch.h"
 #include "runtime/pipeline/step_plan.pb.h"
@@ -33,14 +37,20 @@ struct UploadedBatch {
 
 class BatchUpload {
  public:
+  // More than decode steps can be under way, so that pieces of prompts seldom wait for each other.
+  static constexpr int kImages = 4;
+
   // Up to `max_batches` batches with `max_tokens` tokens in all.
   static absl::StatusOr<BatchUpload> Make(Device& device, int lanes, int max_tokens,
                                           int max_batches = 1);
   static size_t BytesFor(int lanes, int max_tokens, int max_batches);
 
   // REQUIRES: the batches fit lanes, max_tokens and max_batches, and a lane occurs once in each
-  // (rank 0's scheduler sees to that: CHECK). `first_row`: where the sampler puts tokens.
-  void Set(Stream& s, std::span<const pipeline::PlanBatch* const> plans, int32_t first_row = 0);
+  // (rank 0's scheduler sees to that: CHECK). `first_row`: where the sampler puts tokens. `drawn`:
+  // what the caller records behind sampled rows, if there are any, before the next Set; null:
+  // nothing. Waits for the copy of kImages Sets before.
+  void Set(Stream& s, std::span<const pipeline::PlanBatch* const> plans, int32_t first_row = 0,
+           Event* drawn = nullptr);
   void Set(Stream& s, const pipeline::PlanBatch& plan) {
     const pipeline::PlanBatch* const plans[] = {&plan};
     Set(s, plans);
@@ -50,13 +60,23 @@ class BatchUpload {
   const Batch& batch() const { return batches_.front().batch; }
 
  private:
-  UploadedBatch Add(const pipeline::PlanBatch& plan);
+  // What is copied.
+  struct Image {
+    HostBlock ints;
+    std::unique_ptr<Event> copied;
+    Event* free = nullptr;  // when it may be written again: `copied`, or one that comes later
+  };
+  UploadedBatch Add(const pipeline::PlanBatch& plan, int32_t* image, size_t& ints);
 
   int lanes_ = 0;
   int max_tokens_ = 0;
   int max_batches_ = 0;
   Tensor memory_;
-  std::vector<int32_t> image_;
+  std::array<Image, kImages> images_;
+  size_t next_image_ = 0;
+  // Per lane, the batch that it was last in, by the number of batches so far.
+  std::vector<uint64_t> lane_batch_;
+  uint64_t batches_so_far_ = 0;
   std::vector<UploadedBatch> batches_;
 };
 

@@ -261,10 +261,13 @@ int Stage::SweepSize(const StepPlan& plan, int first) const {
 
 std::vector<Stage::Pass> Stage::Upload(const StepPlan& plan, int first, int count, Running& step) {
   StepResult& result = step.result;
-  std::vector<const PlanBatch*> batches;
-  for (int i = first; i < first + count; ++i) batches.push_back(&plan.batches(i));
-  const int32_t first_row = p_->sampler.has_value() ? p_->sampler->FirstRow(step.place) : 0;
-  p_->upload->Set(*p_->stream, batches, first_row);
+  const std::span batches(plan.batches().data() + first, static_cast<size_t>(count));
+  if (p_->sampler.has_value()) {
+    p_->upload->Set(*p_->stream, batches, p_->sampler->FirstRow(step.place),
+                    &p_->sampler->mark(step.place));
+  } else {
+    p_->upload->Set(*p_->stream, batches);
+  }
   std::vector<Pass> passes;
   int row = 0;
   for (int i = 0; i < count; ++i) {

@@ -43,6 +43,8 @@ class Sampler {
   void Mark(Stream& s, int place, int rows);
   // The token that Sample drew last for each lane: int32 [lanes], device.
   const int32_t* drawn() const { return drawn_.view().as<int32_t>(); }
+  // What Mark records.
+  Event& mark(int place) { return *draws_.at(place).there; }
   // Whether Fetched would return without waiting.
   bool HasCome(int place) const { return draws_.at(place).there->Reached(); }
   // The rows that Mark told of. Waits until they are there, not for what was enqueued later. Valid

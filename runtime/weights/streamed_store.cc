@@ -99,7 +99,7 @@ void StreamedStore::Prefetch() {
     Slot& slot = slots_[started_ % slots_.size()];
     const std::byte* const from = Packed(layer);
     if (slot.used) slot.freed->BlockStream(*copies_);
-    copies_->CopyAsync(slot.memory.view().data, from, layer.bytes);
+    copies_->CopyPinnedAsync(slot.memory.view().data, from, layer.bytes);
     slot.filled->Record(*copies_);
     if (layer.packed.data() == nullptr) {
       staging_[(unpinned_copies_ - 1) % kStagings].copied->Record(*copies_);

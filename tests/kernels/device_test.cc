@@ -4,15 +4,19 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <numeric>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "kernels/cpu/open_cpu.h"
 #include "kernels/cuda/open_cuda.h"
+#include "kernels/device/host_block.h"
 #include "kernels/device/tensor.h"
 
 namespace keyline {
@@ -101,6 +105,37 @@ TEST_P(DeviceTest, AnEventOrdersTwoStreams) {
     stream_->CopyAsync(b.view().data, a.view().data, b.bytes());
     EXPECT_EQ(Read(b), numbers) << "round " << round;
     written->Synchronize();
+  }
+}
+
+// The host writes a block again and again, each time when it hears that its copy has been done.
+TEST_P(DeviceTest, AnEventTellsWhenPinnedMemoryHasBeenCopied) {
+  constexpr int64_t kNumbers = 1 << 22;
+  const size_t bytes = kNumbers * sizeof(int32_t);
+  const HostBlock from = HostBlock::Allocate(*device_, bytes).value();
+  const HostBlock to = HostBlock::Allocate(*device_, bytes).value();
+  const Tensor there = Tensor::Allocate(*device_, DType::kI32, {kNumbers}).value();
+  const std::span numbers(reinterpret_cast<int32_t*>(from.data()), kNumbers);
+  const std::span copied(reinterpret_cast<const int32_t*>(to.data()), kNumbers);
+  const auto uploaded = device_->NewEvent();
+  const auto downloaded = device_->NewEvent();
+  EXPECT_TRUE(uploaded->Reached()) << "nothing to wait for";
+  for (int round = 1; round <= 4; ++round) {
+    std::iota(numbers.begin(), numbers.end(), 1000 * round);
+    stream_->CopyPinnedAsync(there.view().data, from.data(), bytes);
+    uploaded->Record(*stream_);
+    stream_->CopyPinnedAsync(to.data(), there.view().data, bytes);
+    downloaded->Record(*stream_);
+    if (round % 2 == 0) {
+      uploaded->Synchronize();
+    } else {
+      while (!uploaded->Reached()) {
+      }
+    }
+    std::fill(numbers.begin(), numbers.end(), -1);
+    stream_->WaitFor(*downloaded);
+    EXPECT_EQ(copied.front(), 1000 * round);
+    EXPECT_EQ(copied.back(), 1000 * round + kNumbers - 1);
   }
 }
 
