@@ -66,7 +66,7 @@ class Engine::Loop : private LaneKeeper {
 
  private:
   struct Flight {
-    std::map<int, std::shared_ptr<Sequence>> by_lane;
+    std::vector<std::shared_ptr<Sequence>> by_lane;  // as ScheduledStep has it
     std::vector<LaneSave> saves;
   };
 
@@ -91,7 +91,7 @@ class Engine::Loop : private LaneKeeper {
   void UpdateLoad();
   bool SomebodyWatches();
   void TellWatchers(const pipeline::PlacedChunk& placed, const Sequence& sequence);
-  bool DrainIsOver() const;
+  bool DrainIsOver(absl::Time now) const;
 
   Coordinator& coordinator_;
   const Tokenizer* tokenizer_;
@@ -105,7 +105,7 @@ class Engine::Loop : private LaneKeeper {
 
   mutable std::mutex mutex_;
   std::condition_variable events_;
-  std::deque<std::shared_ptr<Sequence>> incoming_;
+  std::vector<std::shared_ptr<Sequence>> incoming_;
   std::vector<RequestId> cancels_;
   std::map<RequestId, int64_t> queued_;  // tokens reserved by each request that has no lane yet
   bool woken_ = false;
@@ -240,7 +240,7 @@ void Engine::Loop::TellWatchers(const pipeline::PlacedChunk& placed, const Seque
 }
 
 void Engine::Loop::TakeEvents() {
-  std::deque<std::shared_ptr<Sequence>> incoming;
+  std::vector<std::shared_ptr<Sequence>> incoming;
   std::vector<RequestId> cancels;
   {
     std::lock_guard lock(mutex_);
@@ -280,12 +280,12 @@ void Engine::Loop::End(RequestId id, const absl::Status& status) {
 }
 
 void Engine::Loop::EndExpired(absl::Time now) {
-  for (const auto& sequence : scheduler_.All()) {
+  for (const auto& sequence : scheduler_.Overdue(now)) {
     if (sequence->lost) {
       End(sequence->id(), absl::NotFoundError(absl::StrCat(
                               "session '", sequence->request().session->id,
                               "' was lost: --session-memory had no room for its state")));
-    } else if (sequence->request().deadline <= now) {
+    } else {
       End(sequence->id(),
           absl::DeadlineExceededError(absl::StrCat("the request's deadline passed after ",
                                                    sequence->new_tokens(), " new tokens")));
@@ -310,12 +310,12 @@ absl::Status Engine::Loop::LaunchStep(ScheduledStep step,
     std::lock_guard lock(mutex_);
     for (const auto& sequence : started) queued_.erase(sequence->id());
     ++load_.steps;
+    load_.running = scheduler_.running();
     for (const auto& sequence : started) {
       const Usage usage = sequence->usage();
       load_.prompt_tokens += usage.prompt_tokens - usage.cached_prompt_tokens;
     }
   }
-  UpdateLoad();
   for (const auto& sequence : started) sequence->MarkStarted(now);
   step.plan.set_want_timing(options_.on_timing != nullptr);
   step.plan.set_want_placements(SomebodyWatches());
@@ -351,9 +351,8 @@ absl::Status Engine::Loop::CollectStep() {
   flights_.pop_front();
   // A lane whose request has ended since (lane == -1, or another request's) is not looked at.
   const auto sequence_of = [&](int lane) -> std::shared_ptr<Sequence> {
-    const auto found = flight.by_lane.find(lane);
-    if (found == flight.by_lane.end() || found->second->lane != lane) return nullptr;
-    return found->second;
+    const std::shared_ptr<Sequence>& sequence = flight.by_lane.at(lane);
+    return sequence != nullptr && sequence->lane == lane ? sequence : nullptr;
   };
   CollectStates(result.merged, flight);
   for (const pipeline::ChunkTraceResult& trace : result.merged.traces()) {
@@ -396,13 +395,16 @@ void Engine::Loop::CollectStates(pipeline::StepResult& result, const Flight& fli
   FinishSaves(result, flight.saves);
   // Of several ranks' failures the first one is told.
   for (const pipeline::RestoreFailure& failure : result.restore_failures()) {
-    const auto found = flight.by_lane.find(failure.lane());
-    if (found == flight.by_lane.end() || found->second->lane != failure.lane()) continue;
-    End(found->second->id(), absl::Status(static_cast<absl::StatusCode>(failure.status_code()),
-                                          failure.status_message()));
+    const std::shared_ptr<Sequence>& sequence = flight.by_lane.at(failure.lane());
+    if (sequence == nullptr || sequence->lane != failure.lane()) continue;
+    End(sequence->id(), absl::Status(static_cast<absl::StatusCode>(failure.status_code()),
+                                     failure.status_message()));
   }
-  for (const auto& [lane, sequence] : flight.by_lane) {
-    if (!sequence->restoring || sequence->lane != lane) continue;
+  for (size_t lane = 0; lane < flight.by_lane.size(); ++lane) {
+    Sequence* const sequence = flight.by_lane[lane].get();
+    if (sequence == nullptr || !sequence->restoring || sequence->lane != static_cast<int>(lane)) {
+      continue;
+    }
     sequence->restoring = false;
     sequence->image = nullptr;
   }
@@ -429,21 +431,22 @@ void Engine::Loop::AtPrefix(const Sequence& sequence, int room, std::vector<Lane
   if (lane_bytes_ <= kMaxLaneStateBytes) prefixes_.Keep(sequence, room, saves);
 }
 
-bool Engine::Loop::DrainIsOver() const {
+bool Engine::Loop::DrainIsOver(absl::Time now) const {
   std::lock_guard lock(mutex_);
-  return absl::Now() >= drain_deadline_;
+  return now >= drain_deadline_;
 }
 
 absl::Status Engine::Loop::Run() {
   absl::Status status;
   while (status.ok()) {
     TakeEvents();
-    EndExpired(absl::Now());
-    if (DrainIsOver()) EndAll(absl::UnavailableError("the server is shutting down"));
+    const absl::Time now = absl::Now();
+    EndExpired(now);
+    if (DrainIsOver(now)) EndAll(absl::UnavailableError("the server is shutting down"));
     const bool room = coordinator_.in_flight() < coordinator_.most_in_flight();
     // A device that stands still comes before those who wait for what it did.
     const bool launch_first = room && coordinator_.runs_ahead();
-    if (!launch_first && !flights_.empty() && coordinator_.ResultReady()) {
+    if (!launch_first && !flights_.empty() && (!room || coordinator_.ResultReady())) {
       status = CollectStep();
       continue;
     }

@@ -3,6 +3,7 @@
 #include <glog/logging.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "runtime/pipeline/open_lane.h"
@@ -148,6 +149,7 @@ std::optional<ScheduledStep> Scheduler::NextStep(std::vector<std::shared_ptr<Seq
   const auto waits = [](const auto& sequence) { return sequence->waits_to_decode(); };
   if (limits_.ahead && std::ranges::any_of(running_, waits)) return std::nullopt;
   ScheduledStep step;
+  step.by_lane.resize(limits_.lanes);
   if (keeper_ != nullptr) keeper_->AddSaves(limits_.states_per_step, &step.saves);
   Admit(step, started);
   pipeline::PlanBatch batch;
@@ -182,6 +184,16 @@ std::vector<std::shared_ptr<Sequence>> Scheduler::All() const {
   std::vector<std::shared_ptr<Sequence>> all = running_;
   all.insert(all.end(), waiting_.begin(), waiting_.end());
   return all;
+}
+
+std::vector<std::shared_ptr<Sequence>> Scheduler::Overdue(absl::Time now) const {
+  std::vector<std::shared_ptr<Sequence>> overdue;
+  const auto is_overdue = [now](const auto& sequence) {
+    return sequence->lost || sequence->request().deadline <= now;
+  };
+  std::ranges::copy_if(running_, std::back_inserter(overdue), is_overdue);
+  std::ranges::copy_if(waiting_, std::back_inserter(overdue), is_overdue);
+  return overdue;
 }
 
 }  // namespace keyline

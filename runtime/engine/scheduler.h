@@ -9,7 +9,6 @@
 #pragma once
 
 #include <deque>
-#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -34,8 +33,8 @@ struct SchedulerLimits {
 // A step and the sequences that its chunks belong to (results come by lane).
 struct ScheduledStep {
   pipeline::StepPlan plan;
-  std::map<int, std::shared_ptr<Sequence>> by_lane;
-  std::vector<LaneSave> saves;  // of the plan's `save`, in that order
+  std::vector<std::shared_ptr<Sequence>> by_lane;  // [lanes], null: none
+  std::vector<LaneSave> saves;                     // of the plan's `save`, in that order
 };
 
 class Scheduler {
@@ -59,6 +58,8 @@ class Scheduler {
   bool idle() const { return running_.empty() && waiting_.empty(); }
   // All sequences, running first.
   std::vector<std::shared_ptr<Sequence>> All() const;
+  // Those that cannot go on: their session is lost, or their deadline has passed.
+  std::vector<std::shared_ptr<Sequence>> Overdue(absl::Time now) const;
 
  private:
   void Admit(ScheduledStep& step, std::vector<std::shared_ptr<Sequence>>* started);

@@ -119,8 +119,8 @@ absl::StatusOr<Coordinator::Result> Coordinator::Collect() {
   Flight flight = std::move(flights_.front());
   flights_.pop_front();
   Result result;
-  result.merged.set_step(flight.step);
-  Merge(std::move(flight.own), result);
+  result.merged = std::move(flight.own);
+  if (result.merged.has_timing()) result.timings.push_back(result.merged.timing());
   for (int rank : flight.owing) {
     absl::StatusOr<pipeline::StepResult> part = Await(rank, flight);
     if (!part.ok()) return lost_ = part.status();

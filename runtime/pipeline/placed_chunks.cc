@@ -40,6 +40,16 @@ void AddPlacements(const std::vector<std::unique_ptr<KvCache>>& caches, int firs
   }
 }
 
+void BeginTraces(const pipeline::PlanBatch& plan, pipeline::StepResult& result) {
+  for (const pipeline::PlanChunk& chunk : plan.chunks()) {
+    if (!chunk.trace()) continue;
+    pipeline::ChunkTraceResult& trace = *result.add_traces();
+    trace.set_lane(chunk.lane());
+    trace.set_start(chunk.first_position());
+    trace.set_tokens(chunk.token_ids_size());
+  }
+}
+
 void TraceLayer(Stream& s, const KvCache& cache, int layer, const pipeline::PlanBatch& plan,
                 int first_trace, pipeline::StepResult& result) {
   int at = first_trace;

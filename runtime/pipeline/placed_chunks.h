@@ -15,6 +15,9 @@ namespace keyline {
 void AddPlacements(const std::vector<std::unique_ptr<KvCache>>& caches, int first_layer,
                    pipeline::StepResult& result);
 
+// Appends a trace, of no layer yet, for each chunk of the batch that is to be traced.
+void BeginTraces(const pipeline::PlanBatch& plan, pipeline::StepResult& result);
+
 // Appends `layer`, what `cache` keeps of the lanes of traced chunks, to their traces, which begin
 // at result.traces(first_trace). Waits for the stream.
 void TraceLayer(Stream& s, const KvCache& cache, int layer, const pipeline::PlanBatch& plan,

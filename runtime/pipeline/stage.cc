@@ -42,6 +42,7 @@ struct Stage::Parts {
   LayerBlob head;       // last rank: final norm, and the head unless it is the embedding
   RopeTable rope;
   std::vector<std::unique_ptr<KvCache>> caches;
+  bool records = false;  // the caches do what they are told with RecordPlacements
   std::optional<BatchUpload> upload;
   std::optional<Sampler> sampler;
   Tensor hidden, qkv, attended, mlp;
@@ -188,14 +189,14 @@ absl::Status Stage::Begin(const StepPlan& plan, Communicator& comm) {
 }
 
 bool Stage::HasEnded() const {
-  return running_.front().lanes.empty() || p_->sampler->HasCome(running_.front().place);
+  return running_.front().coming == 0 || p_->sampler->HasCome(running_.front().place);
 }
 
 StepResult Stage::End(Communicator& comm) {
   CHECK(!running_.empty());
   Running step = std::move(running_.front());
   running_.pop_front();
-  if (!step.lanes.empty()) {
+  if (step.coming > 0) {
     p_->stream->WhileWaiting(comm.ProgressWhileWaiting());
     TakeTokens(step);
     p_->stream->WhileWaiting(nullptr);
@@ -226,13 +227,15 @@ absl::Status Stage::RunBatches(const StepPlan& plan, Communicator& comm, Running
     result.mutable_timing()->set_rank(p_->rank);
     result.mutable_timing()->set_begin_ns(absl::GetCurrentTimeNanos());
   }
-  state.Doing("save and open lanes");
+  if (plan.save_size() + plan.open_size() > 0) state.Doing("save and open lanes");
   for (const int lane : plan.save()) SaveLane(s, p_->caches, lane, result);
   for (const pipeline::OpenLane& open : plan.open()) {
     OpenLane(s, p_->caches, p_->shard.first_layer, p_->model->config().layers, open, result);
     if (p_->sampler.has_value()) p_->sampler->SetLane(s, open.lane(), ReadSampling(open));
   }
-  for (const auto& cache : p_->caches) cache->RecordPlacements(plan.want_placements());
+  if (std::exchange(p_->records, plan.want_placements()) != plan.want_placements()) {
+    for (const auto& cache : p_->caches) cache->RecordPlacements(plan.want_placements());
+  }
   for (int first = 0; first < plan.batches_size();) {
     const int count = SweepSize(plan, first);
     std::vector<Pass> passes = Upload(plan, first, count, step);
@@ -282,13 +285,7 @@ std::vector<Stage::Pass> Stage::Upload(const StepPlan& plan, int first, int coun
                             .mlp = p_->mlp.view().Rows(0, tokens)},
                       .first_trace = result.traces_size()});
     row += tokens;
-    for (const PlanChunk& chunk : batches[i]->chunks()) {
-      if (!chunk.trace()) continue;
-      pipeline::ChunkTraceResult& trace = *result.add_traces();
-      trace.set_lane(chunk.lane());
-      trace.set_start(chunk.first_position());
-      trace.set_tokens(chunk.token_ids_size());
-    }
+    BeginTraces(*batches[i], result);
   }
   return passes;
 }
@@ -414,6 +411,7 @@ TensorView Stage::DrawRows(const Pass& pass, int first, int count) {
 void Stage::SampleRows(const Pass& pass, bool drawn, Running& step) {
   const HeadRows& rows = pass.uploaded.sampled;
   std::vector<const PlanChunk*> chunks;
+  chunks.reserve(rows.count);
   for (const PlanChunk& chunk : pass.plan->chunks()) {
     if (chunk.output() == pipeline::OUTPUT_SAMPLE) chunks.push_back(&chunk);
   }
@@ -421,14 +419,17 @@ void Stage::SampleRows(const Pass& pass, bool drawn, Running& step) {
     const int count = std::min(kLogitRows, rows.count - first);
     const TensorView logits =
         drawn ? p_->logits.view().Rows(first, count) : DrawRows(pass, first, count);
+    p_->sampler->Mark(*p_->stream, step.place, count);
+    step.coming = count;
     int top = 0;
-    for (int i = 0; i < count; ++i) top = std::max(top, chunks[first + i]->top_logprobs());
+    for (int i = 0; i < count; ++i) {
+      step.result.add_tokens()->set_lane(chunks[first + i]->lane());
+      top = std::max(top, chunks[first + i]->top_logprobs());
+    }
+    if (step.ends_later) return;
     std::vector<TopTokens> tops;
     if (top > 0) tops = p_->sampler->Top(*p_->stream, logits, top);
-    p_->sampler->Mark(*p_->stream, step.place, count);
-    for (int i = 0; i < count; ++i) step.lanes.push_back(chunks[first + i]->lane());
-    if (step.ends_later) return;
-    const int before = step.result.tokens_size();
+    const int before = step.result.tokens_size() - count;
     TakeTokens(step);
     for (int i = 0; i < count; ++i) {
       pipeline::SampledTokenResult& out = *step.result.mutable_tokens(before + i);
@@ -442,14 +443,13 @@ void Stage::SampleRows(const Pass& pass, bool drawn, Running& step) {
 
 void Stage::TakeTokens(Running& step) {
   const std::span<const SampledToken> sampled = p_->sampler->Fetched(*p_->stream, step.place);
+  const int before = step.result.tokens_size() - std::exchange(step.coming, 0);
   for (size_t i = 0; i < sampled.size(); ++i) {
-    pipeline::SampledTokenResult& out = *step.result.add_tokens();
-    out.set_lane(step.lanes[i]);
+    pipeline::SampledTokenResult& out = *step.result.mutable_tokens(before + static_cast<int>(i));
     out.set_token(sampled[i].token);
     out.set_logprob(sampled[i].logprob);
     out.set_non_finite(sampled[i].non_finite);
   }
-  step.lanes.clear();
 }
 
 void Stage::ScoreRows(const Pass& pass, StepResult& result) {

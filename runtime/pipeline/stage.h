@@ -70,8 +70,8 @@ class Stage {
     int tokens;
     bool states;  // moves lanes' states
     bool ends_later;
-    int place = 0;             // where the sampler puts its tokens
-    std::vector<int> lanes{};  // of those to come; none: all is in the result
+    int place = 0;   // where the sampler puts its tokens
+    int coming = 0;  // the last so many tokens of the result are still to be read there
   };
   absl::Status RunBatches(const pipeline::StepPlan& plan, Communicator& comm, Running& step);
   // Batches of the plan from `first` on that go through each layer together.
