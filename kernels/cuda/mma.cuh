@@ -31,7 +31,7 @@ __device__ inline void CopyAsync16(void* shared, const void* global, bool zeros)
 // createpolicy.fractional.L2::evict_first gives for all of it, as a number.
 constexpr uint64_t kReadOnce = 0x12F0000000000000;
 // And what createpolicy.fractional.L2::evict_last gives, for what is soon read again: it is the
-// last that the cache gives up, so whoever has read it discards it.
+// last that the cache gives up, so whoever has read much of it discards it.
 constexpr uint64_t kReadSoon = 0x14F0000000000000;
 __device__ inline void StoreReadSoon(void* global, uint32_t value) {
   asm volatile("st.global.L2::cache_hint.b32 [%0], %1, %2;\n" ::"l"(global), "r"(value),

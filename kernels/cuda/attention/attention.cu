@@ -45,6 +45,7 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
           .lse = nullptr,
           .parts = nullptr,
           .weights = nullptr,
+          .discards = false,
           .staged = nullptr,
           .staged_pairs = 0,
           .chunk = batch.chunk,
@@ -79,6 +80,9 @@ void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode, 
   a.parts = reinterpret_cast<float*>(scratch + staged_bytes);
   a.weights = a.parts + parts;
   a.lse = a.weights + weights;
+  // Less than this stays in the L2 cache until the next layer writes it again.
+  constexpr size_t kDiscardedBytes = 4 << 20;
+  a.discards = (parts + weights) * sizeof(float) > kDiscardedBytes;
 }
 
 }  // namespace

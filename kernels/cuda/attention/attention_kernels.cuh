@@ -23,6 +23,7 @@ struct AttentionArguments {
   float* lse;       // scratch [tokens, heads]: log-sum-exp of each row; null without mass
   float* parts;     // scratch of decode: decode/parts.cuh
   float* weights;   // scratch of decode with mass: decode/parts.cuh
+  bool discards;    // whoever has read those two discards them
   // Scratch of wgmma/staged_slots.cuh, null: nothing is copied; and the pairs of chunk and KV head
   // that are attended at a time, for which it has room.
   std::byte* staged;

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kMergeThreads) FinishDecode(const DecodePass p
                                       __fadd_rn(score[i].z, add[2]), __fadd_rn(score[i].w, add[3]));
     }
   }
-  masses.Discard(t.used);
+  if (a.discards) masses.Discard(t.used);
 }
 
 }  // namespace keyline::cuda

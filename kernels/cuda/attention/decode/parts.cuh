@@ -150,7 +150,7 @@ __device__ void MergeHead(float* sums, const AttentionArguments& a, const Attent
     *reinterpret_cast<float4*>(sums + warp * dim + d) = sum;
   }
   __syncthreads();
-  for (int s = threadIdx.x; s < splits; s += kMergeThreads) {
+  for (int s = threadIdx.x; a.discards && s < splits; s += kMergeThreads) {
     const float* const o = parts.o + (size_t(s) * a.group + head) * dim;
     Discard(o, o + dim, 0, 1);
   }
@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(kMergeThreads) MergeDecode(const AttentionArgu
 #pragma unroll
     for (int i = 0; i < SlotMass::kSlots; ++i) to[masses.first() + i / 4 * 8 + i % 4] = mass[i];
   }
-  masses.Discard(t.used);
+  if (a.discards) masses.Discard(t.used);
 }
 
 }  // namespace keyline::cuda
