@@ -111,9 +111,10 @@ def ranks(part, a):
 def selftest(part, a):
     for devices in device_sets(a):
         for model in ('llama', 'qwen3-qknorm-tied'):
-            part.add_command(f'selftest of {model} on {devices}',
-                             [KEYLINE, 'selftest', '--model', os.path.join(GOLDEN, 'dense', model),
-                              '--ranks', '3', '--device', devices, '--deterministic'])
+            for dtype in ('f32', 'bf16'):
+                part.add_command(f'selftest of {model} in {dtype} on {devices}',
+                                 [KEYLINE, 'selftest', '--model', os.path.join(GOLDEN, 'dense', model),
+                                  '--ranks', '3', '--device', devices, '--dtype', dtype])
 
 
 # ---- lost ranks -----------------------------------------------------------------------------------

@@ -68,6 +68,12 @@ class Engine::Loop : private LaneKeeper {
   struct Flight {
     std::vector<std::shared_ptr<Sequence>> by_lane;  // as ScheduledStep has it
     std::vector<LaneSave> saves;
+    // The one that a result is of. Null where its request has ended since (its lane is -1, or
+    // another's), and where the step had none.
+    std::shared_ptr<Sequence> of(int lane) const {
+      if (lane < 0 || lane >= static_cast<int>(by_lane.size())) return nullptr;
+      return by_lane[lane] != nullptr && by_lane[lane]->lane == lane ? by_lane[lane] : nullptr;
+    }
   };
 
   // LaneKeeper
@@ -349,22 +355,17 @@ absl::Status Engine::Loop::CollectStep() {
   ASSIGN_OR_RETURN(Coordinator::Result result, coordinator_.Collect());
   const Flight flight = std::move(flights_.front());
   flights_.pop_front();
-  // A lane whose request has ended since (lane == -1, or another request's) is not looked at.
-  const auto sequence_of = [&](int lane) -> std::shared_ptr<Sequence> {
-    const std::shared_ptr<Sequence>& sequence = flight.by_lane.at(lane);
-    return sequence != nullptr && sequence->lane == lane ? sequence : nullptr;
-  };
   CollectStates(result.merged, flight);
   for (const pipeline::ChunkTraceResult& trace : result.merged.traces()) {
-    if (auto sequence = sequence_of(trace.lane())) sequence->OnTrace(trace);
+    if (auto sequence = flight.of(trace.lane())) sequence->OnTrace(trace);
   }
   for (const pipeline::PlacedChunk& placed : result.merged.placements()) {
-    if (auto sequence = sequence_of(placed.lane())) TellWatchers(placed, *sequence);
+    if (auto sequence = flight.of(placed.lane())) TellWatchers(placed, *sequence);
   }
   const absl::Time now = absl::Now();
   int sampled_tokens = 0;
   for (const pipeline::SampledTokenResult& sampled : result.merged.tokens()) {
-    if (auto sequence = sequence_of(sampled.lane())) {
+    if (auto sequence = flight.of(sampled.lane())) {
       ++sampled_tokens;
       if (sequence->OnSampled(sampled, now)) Complete(sequence);
     }
@@ -374,12 +375,12 @@ absl::Status Engine::Loop::CollectStep() {
     load_.generated_tokens += sampled_tokens;
   }
   for (pipeline::ScoredChunk& scored : *result.merged.mutable_scores()) {
-    if (auto sequence = sequence_of(scored.lane())) {
+    if (auto sequence = flight.of(scored.lane())) {
       if (sequence->OnScored(std::move(scored))) Complete(sequence);
     }
   }
   for (const pipeline::HiddenResult& hidden : result.merged.hidden()) {
-    if (auto sequence = sequence_of(hidden.lane())) {
+    if (auto sequence = flight.of(hidden.lane())) {
       if (sequence->OnHidden(hidden)) Complete(sequence);
     }
   }
@@ -395,16 +396,14 @@ void Engine::Loop::CollectStates(pipeline::StepResult& result, const Flight& fli
   FinishSaves(result, flight.saves);
   // Of several ranks' failures the first one is told.
   for (const pipeline::RestoreFailure& failure : result.restore_failures()) {
-    const std::shared_ptr<Sequence>& sequence = flight.by_lane.at(failure.lane());
-    if (sequence == nullptr || sequence->lane != failure.lane()) continue;
+    const std::shared_ptr<Sequence> sequence = flight.of(failure.lane());
+    if (sequence == nullptr) continue;
     End(sequence->id(), absl::Status(static_cast<absl::StatusCode>(failure.status_code()),
                                      failure.status_message()));
   }
-  for (size_t lane = 0; lane < flight.by_lane.size(); ++lane) {
-    Sequence* const sequence = flight.by_lane[lane].get();
-    if (sequence == nullptr || !sequence->restoring || sequence->lane != static_cast<int>(lane)) {
-      continue;
-    }
+  for (int lane = 0; lane < static_cast<int>(flight.by_lane.size()); ++lane) {
+    const std::shared_ptr<Sequence> sequence = flight.of(lane);
+    if (sequence == nullptr || !sequence->restoring) continue;
     sequence->restoring = false;
     sequence->image = nullptr;
   }
