@@ -60,14 +60,15 @@ absl::StatusOr<std::string> JoinRanks(const LaunchOptions& options, int ranks,
   const std::string name = DeviceOfRank(options, rank);
   absl::StatusOr<std::unique_ptr<Device>> opened = OpenDevice(
       name, {.threads = ThreadsOfRank(options, ranks), .deterministic = options.deterministic});
-  if (opened.ok()) device = *std::move(opened);
-  if (comm->size() == 1 && opened.ok()) {
+  const absl::Status status = opened.status();
+  if (status.ok()) device = *std::move(opened);
+  if (comm->size() == 1 && status.ok()) {
     RETURN_IF_ERROR(ChooseTensorPath(options.transport, true, {{HostName(), name}}, 0).status());
     return host;
   }
   ASSIGN_OR_RETURN(const std::vector<RankPlace> places,
-                   Meet(*comm, {HostName(), opened.ok() ? name : ""}));
-  RETURN_IF_ERROR(opened.status());
+                   Meet(*comm, {HostName(), status.ok() ? name : ""}));
+  RETURN_IF_ERROR(status);
   for (const RankPlace& place : places) {
     if (place.device.empty()) return host;
   }

@@ -129,7 +129,7 @@ std::vector<float> Decoded(DType type, const std::vector<uint8_t>& bytes) {
   return values;
 }
 
-std::vector<float> Rounded(DType type, std::vector<float> values) {
+std::vector<float> Rounded(DType type, const std::vector<float>& values) {
   return type == DType::kF32 ? values : Decoded(type, Encoded(type, values));
 }
 

@@ -54,7 +54,7 @@ std::vector<uint8_t> Encoded(DType type, const std::vector<float>& values);
 std::vector<float> Decoded(DType type, const std::vector<uint8_t>& bytes);
 
 // What `values` become when they are put on a device as `type`.
-std::vector<float> Rounded(DType type, std::vector<float> values);
+std::vector<float> Rounded(DType type, const std::vector<float>& values);
 
 // A device, a stream and what was put there; everything lives as long as this.
 class Workbench {
