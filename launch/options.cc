@@ -57,8 +57,7 @@ void AddModelOptions(CLI::App& app, LaunchOptions& o) {
       .ShowDefault();
   AddFlag(app, "--deterministic", o.deterministic,
           "the same tokens whatever else is in the batch: always so on the CPU; on GPUs weights "
-          "are then "
-          "read anew for every 32 tokens of a prompt");
+          "are then read anew for every 32 tokens of a prompt");
 }
 
 void AddCacheOptions(CLI::App& app, LaunchOptions& o) {

@@ -68,7 +68,8 @@ absl::StatusOr<OneDevice> OpenOneDevice(const Run& run) {
   }
   OneDevice one;
   ASSIGN_OR_RETURN(one.device, OpenDevice(DeviceOfRank(run.options, 0),
-                                          {.threads = ThreadsOfRank(run.options, 1)}));
+                                          {.threads = ThreadsOfRank(run.options, 1),
+                                           .deterministic = run.options.deterministic}));
   ASSIGN_OR_RETURN(one.probe, DeviceProbe::Make(*one.device));
   one.stream = one.device->NewStream();
   return one;

@@ -70,7 +70,7 @@ class Scheduler {
 
   // A piece of one token would be attended as a decode token is, by other kernels of a GPU and so
   // with other roundings than where others leave it more room. With room for more than this behind
-  // the decode tokens of all lanes, each step has a piece.
+  // the decode tokens of all lanes, which the runtime sees to, each step has a piece.
   static constexpr int kLeastPiece = 2;
 
   SchedulerLimits limits_;

@@ -176,7 +176,7 @@ absl::Status Stage::Begin(const StepPlan& plan, Communicator& comm) {
                   .ends_later = AsksTokensOnly(plan)};
   // That of the step kPlaces ago, which has ended.
   static_assert(Sampler::kPlaces >= kMostRunning);
-  if (p_->sampler.has_value()) step.place = p_->sampler->TakePlace();
+  if (p_->sampler.has_value() && plan.batches_size() > 0) step.place = p_->sampler->TakePlace();
   RankState& state = *comm.state();
   state.Step(plan.step());
   // The host's own work may take its time; a device that waits for a lost peer never ends.
@@ -238,6 +238,7 @@ absl::Status Stage::RunBatches(const StepPlan& plan, Communicator& comm, Running
   }
   for (int first = 0; first < plan.batches_size();) {
     const int count = SweepSize(plan, first);
+    state.Doing("upload the batch");
     std::vector<Pass> passes = Upload(plan, first, count, step);
     RETURN_IF_ERROR(Sweep(plan, passes, comm, step));
     if (plan.want_placements()) {
@@ -263,7 +264,6 @@ int Stage::SweepSize(const StepPlan& plan, int first) const {
 }
 
 std::vector<Stage::Pass> Stage::Upload(const StepPlan& plan, int first, int count, Running& step) {
-  StepResult& result = step.result;
   const std::span batches(plan.batches().data() + first, static_cast<size_t>(count));
   if (p_->sampler.has_value()) {
     p_->upload->Set(*p_->stream, batches, p_->sampler->FirstRow(step.place),
@@ -283,9 +283,9 @@ std::vector<Stage::Pass> Stage::Upload(const StepPlan& plan, int first, int coun
                             .qkv = p_->qkv.view().Rows(0, tokens),
                             .attended = p_->attended.view().Rows(0, tokens),
                             .mlp = p_->mlp.view().Rows(0, tokens)},
-                      .first_trace = result.traces_size()});
+                      .first_trace = step.result.traces_size()});
     row += tokens;
-    BeginTraces(*batches[i], result);
+    BeginTraces(*batches[i], step.result);
   }
   return passes;
 }

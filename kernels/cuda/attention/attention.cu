@@ -153,6 +153,11 @@ bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch,
                   const SlotTable& table, const Placement& placement, const AttentionSpec& spec,
                   std::span<const PolicyRule> policies) {
   if (!PlacesAlone(policies) || !TakesMma(out, qkv, kv)) return false;
+  // By operations of its own the mass weighted by norms is summed from weights of float16, here
+  // from what they were; which it is depends on whether others' prompts share the pass.
+  const bool weighs = std::ranges::any_of(
+      policies, [](const PolicyRule& rule) { return rule.by_score && rule.score.value_norms; });
+  if (weighs && IsDeterministic(s)) return false;
   DecodePass pass = {.attention = MakeArguments(out, qkv, batch, kv, table, spec),
                      .batch = batch,
                      .whole = true,

@@ -215,9 +215,10 @@ void MultiplyTogether(Stream& s, const Product& p) {
   MultiplyPlain(s, p, bytes == 0 ? nullptr : static_cast<std::byte*>(Scratch(s, bytes)));
 }
 
-// Always by the same one of our own kernels, which read the weights anew for each group of rows: of
-// those a row's sums have one order, whatever rows there are beside it. Many rows take several
-// times as long as by cuBLASLt, whose choice depends on their number.
+// Always by one of our own kernels, which one the weight decides. In it a row's sums have one
+// order, whatever rows there are beside it; but it reads the weights anew for each group of rows,
+// and norms come first, since that kernel norms a few rows only. cuBLASLt is faster with many rows,
+// and what it does depends on their number.
 void MultiplyInGroups(Stream& s, Product p) {
   const int64_t rows = p.in.rows();
   if (rows == 0) return;

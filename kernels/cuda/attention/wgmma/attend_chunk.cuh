@@ -155,8 +155,10 @@ __device__ void Softmax(float (&s)[kSlots / 2], Rows& rows, float factor) {
   for (int r = 0; r < 2; ++r) {
     m[r] = fmaxf(m[r], __shfl_xor_sync(kAllLanes, m[r], 1));
     m[r] = fmaxf(m[r], __shfl_xor_sync(kAllLanes, m[r], 2));
-    base[r] = m[r] == -INFINITY ? 0.0f : m[r] * factor;
-    rows.shrink[r] = Exp2(fmaf(rows.m[r], factor, -base[r]));
+    base[r] = m[r] == -INFINITY ? 0.0f : __fmul_rn(m[r], factor);
+    // Rounded alike, so that it is 1 where nothing larger came: a tile of which a row sees nothing
+    // leaves it as it is, and how many of those there are depends on where the prompt was cut.
+    rows.shrink[r] = Exp2(__fmul_rn(rows.m[r], factor) - base[r]);
     rows.m[r] = m[r];
     rows.l[r] *= rows.shrink[r];
   }
