@@ -80,8 +80,9 @@ std::string Difference(const Outcome& a, const Outcome& b) {
   if (a.tokens != b.tokens) return "tokens";
   if (a.kept != b.kept) return "kept positions";
   if (a.logprobs == b.logprobs) return "";
+  if (a.logprobs.size() != b.logprobs.size()) return "number of log-probabilities";
   float most = 0;
-  for (size_t i = 0; i < std::min(a.logprobs.size(), b.logprobs.size()); ++i) {
+  for (size_t i = 0; i < a.logprobs.size(); ++i) {
     most = std::max(most, std::abs(a.logprobs[i] - b.logprobs[i]));
   }
   return absl::StrCat("log-probabilities, by up to ", most);
