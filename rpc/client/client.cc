@@ -87,8 +87,9 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(
                                            grpc::AccessTokenCredentials(options.token));
 }
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const ClientOptions& options,
-                                           std::shared_ptr<grpc::ChannelCredentials> credentials) {
+std::shared_ptr<grpc::Channel> MakeChannel(
+    const std::string& address, const ClientOptions& options,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY,
                    0);                           // a server is next door, whatever http_proxy says
