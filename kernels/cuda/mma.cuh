@@ -4,6 +4,7 @@
 // barrier.cluster) and 9.7.13 (mbarrier).
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -151,6 +152,41 @@ __device__ inline void CopyBulkToBlocks(void* shared, const void* global, uint32
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
       "[%0], [%1], %2, [%3], %4;\n" ::"r"(SharedAddress(shared)),
       "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word)), "h"(blocks)
+      : "memory");
+}
+// Where a box of a tensor begins, in elements, the innermost dimension first.
+template <int kDimensions>
+struct BoxAt {
+  int at[kDimensions];
+};
+// A box of the tensor that `map` tells of (skinny/tensor_map.h), which is a parameter of the kernel
+// (__grid_constant__); `barrier` expects the bytes of the whole box.
+__device__ inline void CopyBox(void* shared, const CUtensorMap& map, const BoxAt<4>& from,
+                               Barrier& barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;\n" ::"r"(SharedAddress(shared)),
+      "l"(&map), "r"(from.at[0]), "r"(from.at[1]), "r"(from.at[2]), "r"(from.at[3]),
+      "r"(SharedAddress(&barrier.word)), "l"(policy)
+      : "memory");
+}
+__device__ inline void CopyBox(void* shared, const CUtensorMap& map, const BoxAt<3>& from,
+                               Barrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];\n" ::"r"(SharedAddress(shared)),
+      "l"(&map), "r"(from.at[0]), "r"(from.at[1]), "r"(from.at[2]),
+      "r"(SharedAddress(&barrier.word))
+      : "memory");
+}
+// As CopyBulkToBlocks.
+__device__ inline void CopyBoxToBlocks(void* shared, const CUtensorMap& map, const BoxAt<3>& from,
+                                       Barrier& barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;\n" ::"r"(SharedAddress(shared)),
+      "l"(&map), "r"(from.at[0]), "r"(from.at[1]), "r"(from.at[2]),
+      "r"(SharedAddress(&barrier.word)), "h"(blocks)
       : "memory");
 }
 // CopyBulk with a policy.
