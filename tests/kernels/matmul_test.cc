@@ -27,11 +27,12 @@ const Shape kShapes[] = {{1, 1, 1},   {1, 17, 3},   {2, 33, 31},  {3, 16, 576},
                          {4, 49, 64}, {5, 48, 577}, {7, 100, 40}, {8, 160, 576},
                          {9, 17, 5},  {37, 33, 31}, {130, 70, 9}, {3, 40, 4200}};
 // And for GPUs, which take up to 32 rows in one pass over the weights. Large weights stream through
-// each multiprocessor, from 6.5 MB on where there are 132: inputs that end within a block, outputs
-// within a tile, blocks with several tiles.
-const Shape kGpuShapes[] = {{12, 40, 72},     {16, 100, 1096},  {32, 70, 4200},
-                            {17, 8600, 72},   {1, 13010, 264},  {8, 3210, 1096},
-                            {12, 3210, 1096}, {32, 3300, 1096}, {17, 13010, 520}};
+// each multiprocessor, from 6.5 MB on where there are 132 and inputs come out even in blocks of 64:
+// inputs that end within a stage of 512, outputs within a piece of a tile, blocks with several
+// tiles and a rest of one to three pieces.
+const Shape kGpuShapes[] = {{12, 40, 72},     {16, 100, 1096},  {32, 70, 4200},   {17, 8600, 72},
+                            {8, 3210, 1096},  {1, 13010, 320},  {3, 3690, 1088},  {8, 3210, 1088},
+                            {12, 3210, 1088}, {32, 3301, 1088}, {17, 13010, 576}, {5, 800, 4096}};
 
 class MatMulTest : public testing::TestWithParam<std::tuple<DeviceUnderTest, DType>> {
  protected:
@@ -235,31 +236,33 @@ TEST_P(MatMulTest, GatedProductMatchesTheOracle) {
 // The four products with the same weights, of any rows of the same input.
 class AllProducts {
  public:
-  AllProducts(const DeviceUnderTest& device, DType dtype, int threads, int64_t inputs)
-      : bench_(device, threads),
+  AllProducts(const DeviceUnderTest& device, DType dtype, int threads, int64_t inputs,
+              int64_t outputs = 70)
+      : outputs_(outputs),
+        bench_(device, threads),
         in_(bench_.Floats(kRows, inputs, RandomFloats(kRows * inputs, 12))),
-        w_(bench_.Pack(dtype, kOutputs, inputs, RandomFloats(kOutputs * inputs, 13))),
-        gated_(bench_.Pack(dtype, 2 * kOutputs, inputs, RandomFloats(2 * kOutputs * inputs, 14))),
+        w_(bench_.Pack(dtype, outputs, inputs, RandomFloats(outputs * inputs, 13))),
+        gated_(bench_.Pack(dtype, 2 * outputs, inputs, RandomFloats(2 * outputs * inputs, 14))),
         norm_({bench_.Array(RandomFloats(inputs, 15)), 1e-5f}),
-        out_(bench_.Floats(kRows, 4 * kOutputs)) {}
+        out_(bench_.Floats(kRows, 4 * outputs)) {}
 
   std::vector<float> OfRows(int64_t first, int64_t count) {
     Stream& s = bench_.stream();
     const TensorView in = in_.Rows(first, count);
     const TensorView out = out_.Rows(first, count);
     s.ZeroAsync(out.data, out.bytes());
-    ops::MatMul(s, out.Columns(0, kOutputs), in, w_);
-    ops::MatMulAdd(s, out.Columns(kOutputs, kOutputs), in, w_);
-    ops::NormMatMul(s, out.Columns(2 * kOutputs, kOutputs), in, norm_, w_);
-    ops::NormGatedMatMul(s, out.Columns(3 * kOutputs, kOutputs), in, norm_, gated_,
+    ops::MatMul(s, out.Columns(0, outputs_), in, w_);
+    ops::MatMulAdd(s, out.Columns(outputs_, outputs_), in, w_);
+    ops::NormMatMul(s, out.Columns(2 * outputs_, outputs_), in, norm_, w_);
+    ops::NormGatedMatMul(s, out.Columns(3 * outputs_, outputs_), in, norm_, gated_,
                          Activation::kSilu);
     return bench_.Read(out);
   }
 
   static constexpr int64_t kRows = 67;  // more than a chunk
-  static constexpr int64_t kOutputs = 70;
 
  private:
+  const int64_t outputs_;
   Workbench bench_;
   TensorView in_;
   Weight w_;
@@ -271,19 +274,20 @@ class AllProducts {
 TEST_P(MatMulLawTest, RowsDoNotDependOnTheBatchOrTheThreads) {
   DeviceUnderTest on = device();
   on.deterministic = true;  // else a GPU takes what is fastest for so many rows
-  // Within a block of the cache, and beyond; the last for tensor cores.
-  for (const int64_t inputs : {31, 1100, 1104}) {
-    AllProducts one_thread(on, dtype(), 1, inputs);
+  // Within a block of the cache, and beyond; for tensor cores; and large enough to stream.
+  std::vector<std::pair<int64_t, int64_t>> shapes = {{31, 70}, {1100, 70}, {1104, 70}};
+  if (device().cuda) shapes.emplace_back(1088, 3210);
+  for (const auto& [inputs, outputs] : shapes) {
+    AllProducts one_thread(on, dtype(), 1, inputs, outputs);
     std::vector<float> alone;
     for (int64_t row = 0; row < AllProducts::kRows; ++row) {
       const auto one = one_thread.OfRows(row, 1);
       alone.insert(alone.end(), one.begin(), one.end());
     }
     for (const int threads : {1, 2, 3}) {
-      AllProducts products(on, dtype(), threads, inputs);
-      for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 37, 67}) {
-        const std::vector<float> expected(alone.begin(),
-                                          alone.begin() + rows * 4 * AllProducts::kOutputs);
+      AllProducts products(on, dtype(), threads, inputs, outputs);
+      for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 32, 33, 37, 67}) {
+        const std::vector<float> expected(alone.begin(), alone.begin() + rows * 4 * outputs);
         ASSERT_EQ(products.OfRows(0, rows), expected) << rows << " rows, " << threads << " threads";
       }
     }
@@ -313,12 +317,11 @@ TEST_P(MatMulLawTest, NotANumberStaysInItsRow) {
 }
 
 // A GPU begins a product while the one before still runs, with weights, which depend on nobody: the
-// same bits as with a pause behind each. Rows begin at multiples of 16 bytes; inputs end within a
-// block of them, outputs within a tile.
+// same bits as with a pause behind each. Large weights, which stream.
 TEST_P(MatMulTest, ProductsMayFollowEachOther) {
   if (!device().cuda) GTEST_SKIP() << "a CPU begins nothing early";
-  constexpr int64_t kHidden = 1096;
-  constexpr int64_t kInner = 3080;
+  constexpr int64_t kHidden = 1088;
+  constexpr int64_t kInner = 3136;
   constexpr int64_t kWide = 5000;
   for (const int64_t rows : {1, 3, 8, 12, 16, 17, 32}) {
     SCOPED_TRACE(rows);

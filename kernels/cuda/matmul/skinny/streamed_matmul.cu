@@ -2,12 +2,12 @@
 // later: the weights stream through every multiprocessor without a pause. Limit: bytes of the
 // weight over read bandwidth.
 //
-// One block a multiprocessor has consecutive tiles of the weight (tiles.cuh), a few at a time,
-// which share the activations that they are multiplied with. Its weights run through a ring of most
-// of the shared memory: what is on its way bridges the ends of tiles, and the start of this kernel,
-// since weights depend on nobody and begin to come before the predecessor has ended. Eight warps
-// multiply: of each stage of the ring, kInputs inputs of a tile, a warp has 64. One thread fills the
-// ring, by copies of a whole stage each; another fills a second ring with activations.
+// One block a multiprocessor has consecutive outputs of the weight, in tiles (tiles.cuh), a few at
+// a time, which share the activations that they are multiplied with. Its weights run through a ring
+// of most of the shared memory: what is on its way bridges the ends of tiles, and the start of this
+// kernel, since weights depend on nobody and begin to come before the predecessor has ended. Eight
+// warps multiply: of each stage of the ring, kInputs inputs of a tile, a warp has 64. One thread
+// fills the ring, by copies of a whole stage each; another fills a second ring with activations.
 //
 // Copies of single rows, 16 a stage, came to 4.25 TB/s of an H200's 4.59 where whole stages come to
 // 4.48: a multiprocessor begins a copy every 40 ns or so, whatever its size.
@@ -23,136 +23,20 @@
 // the L2 cache for the next weight's first rows as soon as this one's last have come (0.88 of a
 // step's limit instead of 0.90).
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/matmul/skinny/stages.cuh"
 #include "kernels/cuda/matmul/skinny/tensor_map.h"
-#include "kernels/cuda/matmul/skinny/tiles.cuh"
 
 namespace keyline::cuda {
 namespace skinny {
 namespace {
 
-constexpr int kMultiplyWarps = 8;
-constexpr int kWeightWarp = kMultiplyWarps;  // its first lane fills the ring
-constexpr int kActivationWarp = kWeightWarp + 1;
-constexpr int kThreads = (kActivationWarp + 1) * kWarp;
-
-constexpr int kInputs = kMultiplyWarps * kBlock;  // of a stage
-// Stages of weights on their way at most. Four have the memory busy, on an H200 too; with more, what
-// activations wait behind is longer (6: as fast, all of eleven: 2 % slower).
-constexpr int kInFlight = 4;
-
-// What a block has, by the tiles of 8 rows of activations. It multiplies kPair tiles at a time, for
-// fewer barriers and more products that do not wait for each other, where registers last; and takes
-// a group's sums apart where all at once would not leave room for them. kCluster: blocks of a
-// cluster.
-template <int kColumns>
-struct Sizes;
-template <>
-struct Sizes<1> {
-  static constexpr int kTilesTogether = 4, kTilesAtOnce = 2, kPair = 2;
-  static constexpr int kWeightStages = 11, kActivationStages = 3;
-  static constexpr int kCluster = 1;
-};
-template <>
-struct Sizes<2> {
-  static constexpr int kTilesTogether = 4, kTilesAtOnce = 1, kPair = 1;
-  static constexpr int kWeightStages = 10, kActivationStages = 3;
-  static constexpr int kCluster = 2;
-};
-template <>
-struct Sizes<4> {
-  static constexpr int kTilesTogether = 4, kTilesAtOnce = 1, kPair = 1;
-  static constexpr int kWeightStages = 8, kActivationStages = 2;
-  static constexpr int kCluster = 2;
-};
-
-// A stage is of kMultiplyWarps blocks of kBlock inputs, 128 bytes of each row. Byte of a chunk of
-// 16 bytes, as the copy puts it (CopyBox): in rows of 128 bytes, counted through all blocks.
-constexpr int kRowBytes = kBlock * 2;
-__device__ inline int Swizzled(int row, int chunk) {
-  return row * kRowBytes + (chunk ^ row % 8) * 16;
-}
-
-// The chunk of its warp's block that a lane takes in step h: such that the eight lanes that read
-// together, of two rows, meet different banks.
-__device__ inline int ChunkOf(int h) {
-  static_assert(kStepsOfBlock == 2);
-  return static_cast<int>(threadIdx.x) % 4 * kStepsOfBlock + h;
-}
-
-struct WeightStage {
-  unsigned char rows[kMultiplyWarps * kTileRows * kRowBytes];
-};
-template <int kRows>
-struct ActivationStage {
-  unsigned char rows[kMultiplyWarps * kRows * kRowBytes];
-  float scale[kInputs];  // weights of the norm
-};
-
-template <int kColumns>
-struct Shared : Sizes<kColumns> {
-  using Sizes<kColumns>::kTilesTogether, Sizes<kColumns>::kTilesAtOnce, Sizes<kColumns>::kPair;
-  using Sizes<kColumns>::kWeightStages, Sizes<kColumns>::kActivationStages;
-  static constexpr int kRows = kColumns * 8;  // of activations
-  static_assert(kTilesTogether % kTilesAtOnce == 0 && kTilesTogether % kPair == 0);
-  static_assert(kInFlight <= kWeightStages);
-
-  WeightStage weights[kWeightStages];
-  ActivationStage<kRows> activations[kActivationStages];
-  alignas(16) unsigned char sums[SumsBytes(kMultiplyWarps, kTilesAtOnce, kColumns)];
-  Barrier weights_full[kWeightStages], weights_free[kWeightStages];
-  Barrier activations_full[kActivationStages], activations_free[kActivationStages];
-};
-constexpr size_t kSharedOfBlock = 227 << 10;  // at most
-static_assert(sizeof(Shared<1>) <= kSharedOfBlock && sizeof(Shared<2>) <= kSharedOfBlock &&
-              sizeof(Shared<4>) <= kSharedOfBlock);
-static_assert(sizeof(WeightStage) % kSwizzleAlignment == 0 &&
-              sizeof(ActivationStage<8>) % kSwizzleAlignment == 0);
-
-// The block's tiles, in the order that all its warps go by: groups of kTilesTogether at most, as
-// even as they come, and of each group the stages. The blocks of a cluster have as many groups
-// each, because they share the activations; one that has fewer tiles has a group of none at times.
-template <int kColumns>
-struct Walk {
-  int64_t first;  // tile
-  int groups;
-  int stages;  // of a tile
-
-  __device__ explicit Walk(const Arguments& a) {
-    constexpr int kCluster = Sizes<kColumns>::kCluster;
-    constexpr int kTilesTogether = Sizes<kColumns>::kTilesTogether;
-    const auto tiles = static_cast<uint32_t>(TilesOf(a));  // times blocks in 32 bits
-    const uint32_t cluster = blockIdx.x / kCluster;
-    const uint32_t clusters = gridDim.x / kCluster;
-    const int block = blockIdx.x % kCluster;
-    const uint32_t first_of_all = tiles * cluster / clusters;
-    const auto all = static_cast<int>(tiles * (cluster + 1) / clusters - first_of_all);
-    const int before = all * block / kCluster;
-    const int mine = all * (block + 1) / kCluster - before;
-    first = int64_t{first_of_all} + before;
-    groups = (all + kCluster * kTilesTogether - 1) / (kCluster * kTilesTogether);
-    fewer_ = mine / groups;
-    longer_ = mine % groups;
-    stages = static_cast<int>((a.padded + kInputs - 1) / kInputs);
-  }
-  __device__ int tiles_of(int group) const { return fewer_ + (group < longer_ ? 1 : 0); }
-
- private:
-  int fewer_;   // tiles of most groups
-  int longer_;  // first groups, which have one more
-};
-
-// Rows of activations that a stage has: whole tiles of them, but for one, where rows that there are
-// not would be much of the copy.
-template <int kColumns>
-__host__ __device__ int RowsOfStage(const Arguments& a) {
-  return kColumns == 1 ? a.rows : kColumns * 8;
-}
-
 // How the copies see the weight and the activations.
 struct Maps {
-  CUtensorMap weight;       // boxes of a stage, at (0, row, 0, block of inputs)
+  CUtensorMap weight;       // of a tile's stage, at (0, output, 0, block of inputs)
+  CUtensorMap piece;        // of a piece's, alike
   CUtensorMap activations;  // of a stage, or what a block of the cluster copies of it, at (0, 0,
                             // block of inputs)
 };
@@ -162,23 +46,40 @@ template <int kColumns>
 __device__ void FillWeights(const Arguments& a, const Maps& maps, const Walk<kColumns>& walk,
                             Shared<kColumns>& shared) {
   constexpr int kStages = Shared<kColumns>::kWeightStages;
-  const int rows = a.gated ? kTileRows / 2 : kTileRows;  // of a tile, of a half of the weight
-  int number = 0;
-  auto first = static_cast<int>(walk.first);
-  for (int group = 0; group < walk.groups; first += walk.tiles_of(group), ++group) {
+  const int of_tile = OutputsOfTile(a.gated);
+  const int of_piece = OutputsOfPiece(a.gated);
+  RingPlace<kStages> at;
+  RingPlace<kStages> before;  // kInFlight stages behind
+  int left = kInFlight;       // until there is one
+  int first = walk.first;
+  for (int group = 0; group < walk.groups; first += walk.tiles_of(group) * of_tile, ++group) {
     const int tiles = walk.tiles_of(group);
+    const bool ends = first + tiles * of_tile >= walk.end;
+    const int rest = ends && tiles > 0 ? walk.rest : 0;
     for (int i = 0; i < walk.stages; ++i) {
-      for (int t = 0; t < tiles; ++t, ++number) {
-        const int stage = number % kStages;
-        if (number >= kStages) shared.weights_free[stage].Wait(number / kStages - 1);
-        if (number >= kInFlight) {
-          const int before = number - kInFlight;
-          shared.weights_full[before % kStages].Wait(before / kStages);
+      for (int t = 0; t < tiles; ++t) {
+        if (at.phase > 0) shared.weights_free[at.stage].Wait(at.phase - 1);
+        if (left > 0) {
+          --left;
+        } else {
+          shared.weights_full[before.stage].Wait(before.phase);
+          before.Next();
         }
-        Barrier& full = shared.weights_full[stage];
-        full.ArriveExpecting(sizeof(WeightStage));
-        CopyBox(shared.weights[stage].rows, maps.weight,
-                {0, (first + t) * rows, 0, i * kMultiplyWarps}, full, kReadOnce);
+        Barrier& full = shared.weights_full[at.stage];
+        unsigned char* const to = shared.weights[at.stage].rows;
+        const int output = first + t * of_tile;
+        const int input = i * kMultiplyWarps;
+        if (rest == 0 || t + 1 < tiles) {
+          full.ArriveExpecting(sizeof(WeightStage));
+          CopyBox(to, maps.weight, {0, output, 0, input}, full, kReadOnce);
+        } else {
+          full.ArriveExpecting(rest * kPieceBytes);
+          for (int p = 0; p < rest; ++p) {
+            CopyBox(to + p * kPieceBytes, maps.piece, {0, output + p * of_piece, 0, input}, full,
+                    kReadOnce);
+          }
+        }
+        at.Next();
       }
     }
   }
@@ -194,15 +95,14 @@ __device__ void FillActivations(const Arguments& a, const Maps& maps, const Walk
   constexpr uint16_t kAll = (1 << kCluster) - 1;
   const int mine = blockIdx.x % kCluster;
   const int rows = RowsOfStage<kColumns>(a);
-  int number = 0;
+  RingPlace<kStages> place;
   for (int group = 0; group < walk.groups; ++group) {
-    for (int i = 0; i < walk.stages; ++i, ++number) {
+    for (int i = 0; i < walk.stages; ++i, place.Next()) {
       const int at = i * kInputs;
       const auto inputs = static_cast<uint32_t>(min(static_cast<int>(a.cols) - at, kInputs));
-      const int stage = number % kStages;
-      if (number >= kStages) shared.activations_free[stage].Wait(number / kStages - 1);
-      auto& to = shared.activations[stage];
-      Barrier& full = shared.activations_full[stage];
+      if (place.phase > 0) shared.activations_free[place.stage].Wait(place.phase - 1);
+      auto& to = shared.activations[place.stage];
+      Barrier& full = shared.activations_full[place.stage];
       full.ArriveExpecting(rows * kMultiplyWarps * kRowBytes + (kNorm ? inputs * 4 : 0));
       const int block = mine * kBlocks;
       unsigned char* const to_rows = to.rows + block * rows * kRowBytes;
@@ -219,8 +119,117 @@ __device__ void FillActivations(const Arguments& a, const Maps& maps, const Walk
   if constexpr (kCluster > 1) {
     // No block leaves before the others have what it copies to them, and have arrived at its
     // barriers for the last time.
-    for (int i = max(number - kStages, 0); i < number; ++i) {
-      shared.activations_free[i % kStages].Wait(i / kStages);
+    for (int i = 0; i < kStages; ++i, place.Next()) {
+      if (place.phase > 0) shared.activations_free[place.stage].Wait(place.phase - 1);
+    }
+  }
+}
+
+// How far a warp that multiplies has come in the rings.
+template <int kColumns>
+struct Met {
+  RingPlace<Sizes<kColumns>::kActivationStages> activations;
+  RingPlace<Sizes<kColumns>::kWeightStages> weights;
+};
+
+// Byte of a lane's row and chunk in a stage of a tile, as LoadTiles takes them, for the warp's
+// first 16 inputs. What is behind the rest's last piece is read too, and nothing comes of it.
+__device__ inline int WeightAt(bool gated, bool rest) {
+  const int warp = threadIdx.x / kWarp;
+  const int row = threadIdx.x % kTileRows;
+  const int chunk = threadIdx.x % kWarp / kTileRows;
+  if (!rest) return Swizzled(warp * kTileRows + row, chunk);
+  const int piece = gated ? row % 8 / 2 : row / kPieceRows;
+  const int of_piece = gated ? row / 8 * 2 + row % 2 : row % kPieceRows;
+  return piece * kPieceBytes + Swizzled(warp * kPieceRows + of_piece, chunk);
+}
+
+// All inputs of a group of kTiles tiles, the last of which is at last_at (WeightAt). squares: of
+// column lane / 4, as far as this lane meets it. Of a warp's block of 64 inputs, LoadTiles takes
+// the weights of 16 or the activations of 32 at a time, and chunk c ^ n of a row is chunk c plus n
+// where it begins at a multiple of 128 bytes.
+template <class T, int kColumns, bool kNorm, int kTiles>
+__device__ __forceinline__ void MultiplyGroup(
+    const Arguments& a, int stages, int last_at, Shared<kColumns>& shared, Met<kColumns>& met,
+    float (&sum)[Sizes<kColumns>::kTilesTogether][kColumns][4], float (&squares)[kColumns]) {
+  constexpr int kPair = Shared<kColumns>::kPair;
+  constexpr int kCluster = Shared<kColumns>::kCluster;
+  constexpr int kSteps = kBlock / 16;
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  const int rows = RowsOfStage<kColumns>(a);
+  const int weight_at = WeightAt(a.gated, /*rest=*/false);
+  int activation_at[kColumns];
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    // Where there are fewer rows, the last again, and nothing comes of it.
+    activation_at[c] = Swizzled(warp * rows + min(c * 8 + lane % 8, rows - 1), lane / 8);
+  }
+#pragma unroll 1
+  for (int i = 0; i < stages; ++i, met.activations.Next()) {
+    Activations<T, kColumns, kNorm> x;
+    {
+      const int stage = met.activations.stage;
+      shared.activations_full[stage].Wait(met.activations.phase);
+      const auto& from = shared.activations[stage];
+#pragma unroll
+      for (int h = 0; h < kStepsOfBlock; ++h) {
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          uint32_t tiles[4];
+          LoadTiles(tiles, from.rows + (activation_at[c] ^ h * 64));
+          x.x[0][h][c] = make_uint4(tiles[0], tiles[1], tiles[2], tiles[3]);
+        }
+        if (kNorm) {
+          const float* const scale = from.scale + warp * kBlock + h * kStep + lane % 4 * 2;
+          float2 of[4];
+#pragma unroll
+          for (int q = 0; q < 4; ++q) of[q] = *reinterpret_cast<const float2*>(scale + q * 8);
+          x.scale[0][h][0] = make_float4(of[0].x, of[0].y, of[1].x, of[1].y);
+          x.scale[0][h][1] = make_float4(of[2].x, of[2].y, of[3].x, of[3].y);
+        }
+      }
+      if (kNorm) __syncwarp();
+      if constexpr (kCluster == 1) {
+        if (lane == 0) shared.activations_free[stage].Arrive();
+      } else {  // all of the cluster write there
+        if (lane < kCluster) shared.activations_free[stage].ArriveAt(lane);
+      }
+    }
+    // Behind the last input are zeros, which have no weight of the norm.
+    if (kNorm && i * kInputs + warp * kBlock < a.cols) {
+#pragma unroll
+      for (int h = 0; h < kStepsOfBlock; ++h) x.Scale(0, h, squares);
+    }
+#pragma unroll
+    for (int t = 0; t < kTiles; t += kPair) {
+      uint32_t w[kPair][kSteps][4];
+#pragma unroll
+      for (int u = 0; u < kPair && t + u < kTiles; ++u, met.weights.Next()) {
+        const int stage = met.weights.stage;
+        shared.weights_full[stage].Wait(met.weights.phase);
+        const unsigned char* const from = shared.weights[stage].rows;
+#pragma unroll
+        for (int q = 0; q < kSteps; ++q) {
+          LoadTiles(w[u][q], from + ((t + u + 1 < kTiles ? weight_at : last_at) ^ q * 32));
+        }
+        if (lane == 0) shared.weights_free[stage].Arrive();
+      }
+#pragma unroll
+      for (int q = 0; q < kSteps; ++q) {
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          const uint4& by = x.x[0][q / 2][c];
+#pragma unroll
+          for (int u = 0; u < kPair && t + u < kTiles; ++u) {
+            if (q % 2 == 0) {
+              MultiplyAdd<T>(sum[t + u][c], w[u][q], by.x, by.y);
+            } else {
+              MultiplyAdd<T>(sum[t + u][c], w[u][q], by.z, by.w);
+            }
+          }
+        }
+      }
     }
   }
 }
@@ -229,107 +238,46 @@ template <class T, int kColumns, bool kNorm>
 __device__ void MultiplyTiles(const Arguments& a, const Walk<kColumns>& walk,
                               Shared<kColumns>& shared) {
   constexpr int kTilesTogether = Shared<kColumns>::kTilesTogether;
-  constexpr int kPair = Shared<kColumns>::kPair;
-  constexpr int kCluster = Shared<kColumns>::kCluster;
-  constexpr int kWeightStages = Shared<kColumns>::kWeightStages;
-  constexpr int kActivationStages = Shared<kColumns>::kActivationStages;
-  const int warp = threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  const int rows = RowsOfStage<kColumns>(a);
-  int activations = 0;  // stages that have been met
-  int weights = 0;
-  int64_t tile = walk.first;
-  for (int group = 0; group < walk.groups; tile += walk.tiles_of(group), ++group) {
+  Met<kColumns> met;
+  const int of_tile = OutputsOfTile(a.gated);
+  int first = walk.first;
+#pragma unroll 1
+  for (int group = 0; group < walk.groups; ++group) {
     const int tiles = walk.tiles_of(group);
+    const int behind = first + tiles * of_tile;
+    const int last_at = WeightAt(a.gated, walk.rest > 0 && behind >= walk.end);
     float sum[kTilesTogether][kColumns][4] = {};
-    float squares[kColumns] = {};  // of column lane / 4, as far as this lane meets it
-    for (int i = 0; i < walk.stages; ++i) {
-      const bool inside = i * kInputs + warp * kBlock < a.cols;
-      Activations<T, kColumns, kNorm> x;
-      {
-        const int stage = activations % kActivationStages;
-        shared.activations_full[stage].Wait(activations / kActivationStages);
-        ++activations;
-        const auto& from = shared.activations[stage];
-#pragma unroll
-        for (int h = 0; h < kStepsOfBlock; ++h) {
-#pragma unroll
-          for (int c = 0; c < kColumns; ++c) {
-            // Where there are fewer rows, the last again, and nothing comes of it.
-            const int row = min(c * 8 + lane / 4, rows - 1);
-            x.x[0][h][c] = *reinterpret_cast<const uint4*>(
-                from.rows + Swizzled(warp * rows + row, ChunkOf(h)));
-          }
-          if (kNorm) {
-            const float* const scale = from.scale + warp * kBlock + ChunkOf(h) * 8;
-            x.scale[0][h][0] = *reinterpret_cast<const float4*>(scale);
-            x.scale[0][h][1] = *reinterpret_cast<const float4*>(scale + 4);
-          }
-        }
-        __syncwarp();
-        if constexpr (kCluster == 1) {
-          if (lane == 0) shared.activations_free[stage].Arrive();
-        } else {  // all of the cluster write there
-          if (lane < kCluster) shared.activations_free[stage].ArriveAt(lane);
-        }
-      }
-      if (kNorm && inside) {
-#pragma unroll
-        for (int h = 0; h < kStepsOfBlock; ++h) x.Scale(0, h, squares);
-      }
-#pragma unroll
-      for (int t = 0; t < kTilesTogether; t += kPair) {
-        if (t >= tiles) break;
-        uint4 w[kPair][kStepsOfBlock][2];  // upper and lower rows
-#pragma unroll
-        for (int u = 0; u < kPair; ++u) {
-          if (t + u >= tiles) break;
-          const int stage = weights % kWeightStages;
-          shared.weights_full[stage].Wait(weights / kWeightStages);
-          ++weights;
-          const unsigned char* const from = shared.weights[stage].rows;
-          const int row = warp * kTileRows + lane / 4;
-#pragma unroll
-          for (int h = 0; h < kStepsOfBlock; ++h) {
-            w[u][h][0] = *reinterpret_cast<const uint4*>(from + Swizzled(row, ChunkOf(h)));
-            w[u][h][1] = *reinterpret_cast<const uint4*>(from + Swizzled(row + 8, ChunkOf(h)));
-          }
-          __syncwarp();
-          if (lane == 0) shared.weights_free[stage].Arrive();
-        }
-        if (!inside) continue;
-#pragma unroll
-        for (int h = 0; h < kStepsOfBlock; ++h) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-#pragma unroll
-            for (int c = 0; c < kColumns; ++c) {
-              const uint4& by = x.x[0][h][c];
-#pragma unroll
-              for (int u = 0; u < kPair; ++u) {
-                if (t + u >= tiles) break;
-                const uint4& upper = w[u][h][0];
-                const uint4& lower = w[u][h][1];
-                if (half == 0) {
-                  const uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y};
-                  MultiplyAdd<T>(sum[t + u][c], low, by.x, by.y);
-                } else {
-                  const uint32_t high[4] = {upper.z, lower.z, upper.w, lower.w};
-                  MultiplyAdd<T>(sum[t + u][c], high, by.z, by.w);
-                }
-              }
-            }
-          }
-        }
-      }
+    float squares[kColumns] = {};
+    // By the number of tiles, so that nothing branches in between.
+    const auto multiply = [&](auto count) {
+      MultiplyGroup<T, kColumns, kNorm, count.value>(a, walk.stages, last_at, shared, met, sum,
+                                                     squares);
+    };
+    static_assert(kTilesTogether == 4);
+    switch (tiles) {
+      case 0:
+        multiply(std::integral_constant<int, 0>{});
+        break;
+      case 1:
+        multiply(std::integral_constant<int, 1>{});
+        break;
+      case 2:
+        multiply(std::integral_constant<int, 2>{});
+        break;
+      case 3:
+        multiply(std::integral_constant<int, 3>{});
+        break;
+      default:
+        multiply(std::integral_constant<int, 4>{});
     }
     FinishTiles<T, kColumns, kTilesTogether, kNorm, Shared<kColumns>::kTilesAtOnce>(
-        a, shared.sums, tile, tiles, sum, squares, kMultiplyWarps,
+        a, shared.sums, first, min(behind, walk.end), sum, squares, kMultiplyWarps,
         [] { SyncThreads(/*barrier=*/1, kMultiplyWarps * kWarp); });
+    first = behind;
   }
 }
 
-// Grid: as many blocks as there are tiles or multiprocessors, but for whole clusters.
+// Grid: as many blocks as there are pieces or multiprocessors, but for whole clusters.
 template <class T, int kColumns, bool kNorm>
 __global__ void __launch_bounds__(kThreads, 1)
     StreamedKernel(const Arguments a, const __grid_constant__ Maps maps) {
@@ -366,16 +314,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-// Outputs past the last, and inputs, come as zeros. A gate and its up projection lie half of the
-// weight apart.
-CUtensorMap WeightMap(const Arguments& a) {
+// Of boxes of `rows` rows. Outputs past the last, and inputs, come as zeros. A gate and its up
+// projection lie half of the weight apart.
+CUtensorMap WeightMap(const Arguments& a, int rows) {
   const uint64_t row = a.padded * 2;
-  const auto halves = a.gated ? 2 : 1;
-  const auto outputs = static_cast<uint64_t>(a.outputs / halves);
-  const uint64_t blocks = a.padded / kBlock;
+  const auto halves = a.gated ? 2u : 1u;
+  const auto outputs = static_cast<uint64_t>(OutputsOf(a));
+  const auto blocks = static_cast<uint64_t>(a.padded / kBlock);
   return MakeTensorMap(a.weight, {{kBlock, 2, kBlock},
-                                  {outputs, row, uint32_t(kTileRows / halves)},
-                                  {uint64_t(halves), outputs * row, uint32_t(halves)},
+                                  {outputs, row, rows / halves},
+                                  {halves, outputs * row, halves},
                                   {blocks, kRowBytes, kMultiplyWarps}});
 }
 
@@ -391,10 +339,12 @@ CUtensorMap ActivationMap(const Arguments& a) {
 template <class T, int kColumns, bool kNorm>
 void LaunchColumns(Stream& s, const Arguments& a) {
   constexpr int kCluster = Sizes<kColumns>::kCluster;
-  const auto blocks = std::min<int64_t>(TilesOf(a), Multiprocessors(s));
-  CHECK_LT(TilesOf(a) * (blocks + 1), int64_t{1} << 32) << "outputs";
+  const auto blocks = std::min<int64_t>(PiecesOf(a), Multiprocessors(s));
+  CHECK_LT(PiecesOf(a) * (blocks + 1), int64_t{1} << 32) << "outputs";
   const auto clusters = static_cast<unsigned>(std::max<int64_t>(blocks / kCluster, 1));
-  const Maps maps = {.weight = WeightMap(a), .activations = ActivationMap<kColumns>(a)};
+  const Maps maps = {.weight = WeightMap(a, kTileRows),
+                     .piece = WeightMap(a, kPieceRows),
+                     .activations = ActivationMap<kColumns>(a)};
   LaunchDependentClusters(s, kCluster, StreamedKernel<T, kColumns, kNorm>,
                           dim3(clusters * kCluster), kThreads, sizeof(Shared<kColumns>), a, maps);
 }

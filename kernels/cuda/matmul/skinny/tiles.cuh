@@ -84,13 +84,13 @@ struct Activations {
 };
 
 // Adds up the sums of the block's first `warps` warps, kAtOnce tiles at a time in `shared` of
-// SumsBytes, and writes the outputs of tiles from first_tile on, `tiles` at most. squares: of
+// SumsBytes, and writes the outputs that the tiles have, from `first` to before `end`. squares: of
 // column lane / 4 of every tile of columns, as far as this lane has met them. sync: a barrier of
 // those warps, all of whom are here. REQUIRES: none of them uses `shared` any more but through its
 // own copies.
 template <class T, int kColumns, int kTiles, bool kNorm, int kAtOnce = kTiles, class Sync>
-__device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t first_tile,
-                            int tiles, const float (&sum)[kTiles][kColumns][4],
+__device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t first, int64_t end,
+                            const float (&sum)[kTiles][kColumns][4],
                             const float (&squares)[kColumns], int warps, const Sync& sync) {
   static_assert(kTiles % kAtOnce == 0);
   constexpr int kParts = kTiles / kAtOnce;
@@ -107,9 +107,8 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
   const auto tile_of = [&](int i) { return (i >> outputs_log2) % kAtOnce; };
   const auto place_of = [&](int part, int i) {
     const int t = part * kAtOnce + tile_of(i);
-    const int64_t n = (first_tile + t) * outputs + (i & (outputs - 1));
-    const bool there = row_of(i) < a.rows && t < tiles && n < (a.gated ? half : a.outputs);
-    return there ? n : -1;
+    const int64_t n = first + t * outputs + (i & (outputs - 1));
+    return row_of(i) < a.rows && n < end ? n : -1;
   };
   const auto before = [&](int i, int64_t n) {  // what is added to
     const int64_t at = row_of(i) * a.out_stride + n;
@@ -140,7 +139,7 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
   float* const all_squares = sums + warps * kSums;
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
-    if (part > 0 && part * kAtOnce >= tiles) break;
+    if (part > 0 && first + part * kAtOnce * outputs >= end) break;
     sync();
 #pragma unroll
     for (int t = 0; t < kAtOnce; ++t) {
@@ -204,13 +203,22 @@ __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t f
   }
 }
 
-// By all threads of a block that has kTiles tiles.
+__host__ __device__ inline int64_t OutputsOf(const Arguments& a) {
+  return a.gated ? a.outputs / 2 : a.outputs;
+}
+__host__ __device__ constexpr int OutputsOfTile(bool gated) {
+  return gated ? kTileRows / 2 : kTileRows;
+}
+
+// By all threads of a block that has kTiles tiles, from first_tile on.
 template <class T, int kColumns, int kTiles, bool kNorm>
 __device__ void FinishTiles(const Arguments& a, unsigned char* shared, int64_t first_tile,
                             const float (&sum)[kTiles][kColumns][4],
                             const float (&squares)[kColumns]) {
-  FinishTiles<T, kColumns, kTiles, kNorm>(a, shared, first_tile, kTiles, sum, squares,
-                                          blockDim.x / kWarp, [] { __syncthreads(); });
+  const int64_t first = first_tile * OutputsOfTile(a.gated);
+  const int64_t end = min(first + kTiles * OutputsOfTile(a.gated), OutputsOf(a));
+  FinishTiles<T, kColumns, kTiles, kNorm>(a, shared, first, end, sum, squares, blockDim.x / kWarp,
+                                          [] { __syncthreads(); });
 }
 
 constexpr size_t SumsBytes(int warps, int tiles, int columns) {
@@ -218,7 +226,7 @@ constexpr size_t SumsBytes(int warps, int tiles, int columns) {
 }
 
 __host__ __device__ inline int64_t TilesOf(const Arguments& a) {
-  return a.gated ? (a.outputs / 2 + 7) / 8 : (a.outputs + kTileRows - 1) / kTileRows;
+  return (OutputsOf(a) + OutputsOfTile(a.gated) - 1) / OutputsOfTile(a.gated);
 }
 
 // Few tiles need more warps each to keep the memory busy. By the shape of the weight alone: the
