@@ -33,16 +33,27 @@ __host__ __device__ constexpr size_t KvCodeBytes(KvFormat f, int head_dim) {
                                 : elements * 2;
 }
 
-// `memory`: KvMemory::k or v.
+// `memory`: KvMemory::k or v; code_bytes, blocks: as in KvHead, of its format.
+__device__ inline KvHead HeadOf(std::byte* memory, size_t code_bytes, int blocks,
+                                const KvMemory& kv, int lane, int head) {
+  KvHead out;
+  out.code_bytes = code_bytes;
+  out.blocks = blocks;
+  const size_t row_bytes = code_bytes + blocks * sizeof(float2);
+  out.codes = memory + (size_t(lane) * kv.kv_heads + head) * kv.slots * row_bytes;
+  out.scales = reinterpret_cast<float2*>(out.codes + kv.slots * code_bytes);
+  return out;
+}
 __device__ inline KvHead HeadOf(std::byte* memory, KvFormat f, const KvMemory& kv, int lane,
                                 int head) {
-  KvHead out;
-  out.code_bytes = KvCodeBytes(f, kv.head_dim);
-  out.blocks = KvBlocks(f, kv.head_dim);
-  const size_t row_bytes = out.code_bytes + out.blocks * sizeof(float2);
-  out.codes = memory + (size_t(lane) * kv.kv_heads + head) * kv.slots * row_bytes;
-  out.scales = reinterpret_cast<float2*>(out.codes + kv.slots * out.code_bytes);
-  return out;
+  return HeadOf(memory, KvCodeBytes(f, kv.head_dim), KvBlocks(f, kv.head_dim), kv, lane, head);
+}
+// Of a format and a head_dim known when this is compiled, which spares divisions.
+template <KvFormat kFormat, int kDim>
+__device__ KvHead HeadOf(std::byte* memory, const KvMemory& kv, int lane, int head) {
+  constexpr size_t kCodeBytes = KvCodeBytes(kFormat, kDim);
+  constexpr int kBlocks = KvBlocks(kFormat, kDim);
+  return HeadOf(memory, kCodeBytes, kBlocks, kv, lane, head);
 }
 
 }  // namespace keyline::cuda

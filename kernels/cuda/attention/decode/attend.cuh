@@ -229,8 +229,8 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
       if (first < t.used) {
         const size_t head = t.slot_pos - a.slot_pos;
         OnePortion::Fill(ring + ahead_at * OnePortion::kBytes,
-                         HeadOf(a.kv.k, kK, a.kv, t.chunk.lane, t.kv_head),
-                         HeadOf(a.kv.v, kV, a.kv, t.chunk.lane, t.kv_head), t.slot_pos,
+                         HeadOf<kK, kDim>(a.kv.k, a.kv, t.chunk.lane, t.kv_head),
+                         HeadOf<kV, kDim>(a.kv.v, a.kv, t.chunk.lane, t.kv_head), t.slot_pos,
                          a.value_norms == nullptr ? nullptr : a.value_norms + head, first, t.used);
       }
       if (++ahead_turn * Shared::kTurnSlots == ahead.split_slots()) {

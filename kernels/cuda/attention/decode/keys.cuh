@@ -14,6 +14,10 @@
 
 namespace keyline::cuda {
 
+// A product waits for the one before that adds to the same sum, so sums over a whole head_dim are
+// taken as so many, which take turns.
+constexpr int kChains = 2;
+
 // Turned queries of up to kDecodeHeads heads, in device or shared memory.
 struct DecodeQueries {
   const void* first;  // of the activations' type; each at a multiple of 8 bytes
@@ -48,14 +52,15 @@ class Keys {
   __device__ void Multiply(float (&s)[kTiles][4], const std::byte* rows,
                            const float2* /*scales*/) const {
     const int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) s[0][j] = 0;
+    float sums[kChains][4] = {};
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i) {
       uint32_t k[4];  // slots 0..7 and 8..15 of 8 dimensions, and of the next 8
       LoadTiles(k, rows + Rows::Offset(lane % 16, 2 * i + lane / 16));
-      MultiplyAdd<T>(s[0], k, q_[i][0], q_[i][1]);
+      MultiplyAdd<T>(sums[i % kChains], k, q_[i][0], q_[i][1]);
     }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) s[0][j] = sums[0][j] + sums[1][j];
   }
 
  private:
@@ -136,6 +141,8 @@ class CodedKeys {
       for (int j = 0; j < 4; ++j) s[n][j] = 0;
     }
     float products[kTiles][4];
+    float others[kTiles][4];  // of every second pack, where blocks are whole rows
+    Clear(others);
 #pragma unroll
     for (int i = 0; i < Rows::kPacks; ++i) {
       if (kNibbles || i == 0) Clear(products);
@@ -154,10 +161,18 @@ class CodedKeys {
         uint32_t k[2][4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) SplitBytes(codes[j], k[0][j], k[1][j]);
-        Add(products, k, q_[i]);
+        static_assert(kChains == 2);
+        Add(i % kChains == 0 ? products : others, k, q_[i]);
       }
     }
-    if constexpr (!kNibbles) AddBlock(s, products, scales, 0);
+    if constexpr (!kNibbles) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) products[n][j] += others[n][j];
+      }
+      AddBlock(s, products, scales, 0);
+    }
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll

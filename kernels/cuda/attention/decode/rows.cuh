@@ -24,8 +24,9 @@ struct StoredRows {
   static constexpr int Bytes(int rows) { return rows * kPacks * 16; }
   static constexpr int ScaleBytes(int rows) { return rows * kScales * int{sizeof(float2)}; }
 
+  __host__ __device__ static constexpr int Turn(int row) { return row / (8 / kTurned) % kTurned; }
   __device__ static int Offset(int row, int pack) {
-    return (row * kPacks + (pack ^ (row / (8 / kTurned) % kTurned))) * 16;
+    return (row * kPacks + (pack ^ Turn(row))) * 16;
   }
 };
 
@@ -51,14 +52,29 @@ __device__ void CopyRows(std::byte* to, const KvHead& head, int first, int valid
   constexpr int kUnits = Rows::kRowBytes / kUnit;  // of a row
   static_assert(Rows::kRowBytes % kUnit == 0);
   const std::byte* const from = head.codes + size_t(first) * Rows::kRowBytes;
+  if constexpr (kUnit == 16 && kWarp % kUnits == 0 && kRows % (kWarp / kUnits) == 0) {
+    // Whole rows at a time, a power of two of them: their turn and that of the rows before are of
+    // different bits, so that what a lane adds from step to step is known here.
+    constexpr int kStep = kWarp / kUnits;
+    const int lane = threadIdx.x % kWarp;
+    const int at = Rows::Offset(lane / kUnits, lane % kUnits);
+    const std::byte* const mine = from + lane * kUnit;
 #pragma unroll
-  for (int k = 0; k < kRows * kUnits; k += kWarp) {
-    const int i = k + static_cast<int>(threadIdx.x % kWarp);
-    if (k + kWarp > kRows * kUnits && i >= kRows * kUnits) break;
-    const int row = i / kUnits;
-    const int in_row = i % kUnits * kUnit;
-    CopyAsync<kUnit, kOnce>(to + Rows::Offset(row, in_row / 16) + in_row % 16, from + i * kUnit,
-                            kAll || row < valid ? kUnit : 0);
+    for (int row = 0; row < kRows; row += kStep) {
+      CopyAsync<kUnit, kOnce>(to + (at ^ Rows::Turn(row) * 16) + row * Rows::kPacks * 16,
+                              mine + row * Rows::kRowBytes,
+                              kAll || row + lane / kUnits < valid ? kUnit : 0);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kRows * kUnits; k += kWarp) {
+      const int i = k + static_cast<int>(threadIdx.x % kWarp);
+      if (k + kWarp > kRows * kUnits && i >= kRows * kUnits) break;
+      const int row = i / kUnits;
+      const int in_row = i % kUnits * kUnit;
+      CopyAsync<kUnit, kOnce>(to + Rows::Offset(row, in_row / 16) + in_row % 16, from + i * kUnit,
+                              kAll || row < valid ? kUnit : 0);
+    }
   }
 }
 

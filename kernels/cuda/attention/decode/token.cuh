@@ -94,8 +94,8 @@ struct DecodeToken {
     const KvMemory& kv = p.attention.kv;
     const int lane = t.chunk.lane;
     DeviceCheck(slot >= 0 && slot < p.table.rules[lane].length);
-    const KvHead k = HeadOf(kv.k, kK, kv, lane, t.kv_head);
-    const KvHead v = HeadOf(kv.v, kV, kv, lane, t.kv_head);
+    const KvHead k = HeadOf<kK, kDim>(kv.k, kv, lane, t.kv_head);
+    const KvHead v = HeadOf<kV, kDim>(kv.v, kv, lane, t.kv_head);
     Copy<K::kRowBytes>(k.row(slot), row + kKey);
     Copy<V::kRowBytes>(v.row(slot), row + kValue);
     if constexpr (K::kScales > 0) Copy<K::ScaleBytes(1)>(k.row_scales(slot), row + kKeyScales);
