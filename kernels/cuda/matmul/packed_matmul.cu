@@ -184,11 +184,11 @@ void Dequantize(Stream& s, void* out, DType dtype, const Weight& w, int64_t firs
     using T = decltype(type);
     DispatchPacked(w.dtype, [&](auto lane) {
       using Tile = typename decltype(lane)::Tile;
-      DequantizeKernel<<<blocks, kThreads, 0, Native(s)>>>(
-          static_cast<T*>(out), static_cast<const Tile*>(w.data), first, count, w.cols);
+      // A product begins with its weights before its predecessor has ended.
+      LaunchApart(s, DequantizeKernel<T, Tile>, dim3(blocks), kThreads, 0, static_cast<T*>(out),
+                  static_cast<const Tile*>(w.data), first, count, w.cols);
     });
   });
-  CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace keyline::cuda
