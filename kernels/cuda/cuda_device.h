@@ -55,6 +55,7 @@ class CudaStream final : public Stream {
   GemmPlans& gemm_plans();
   bool deterministic() const { return deterministic_; }
   int multiprocessors() const { return multiprocessors_; }
+  size_t shared_of_block() const { return shared_of_block_; }
   // Whether the kernels that run are compiled for compute capability 9 or later, so that they know
   // clusters, and when to begin before their predecessor has ended.
   bool runs_sm90_code() const { return runs_sm90_code_; }
@@ -73,6 +74,7 @@ class CudaStream final : public Stream {
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
   int multiprocessors_ = 0;
+  size_t shared_of_block_ = 0;
   bool runs_sm90_code_ = false;
   bool is_hopper_ = false;
   bool holds_next_ = false;
@@ -130,6 +132,10 @@ inline cudaStream_t Native(Stream& stream) {
 }
 inline int Multiprocessors(Stream& stream) {
   return static_cast<CudaStream&>(stream).multiprocessors();
+}
+// Bytes of shared memory that a block may have at most.
+inline size_t SharedOfBlock(Stream& stream) {
+  return static_cast<CudaStream&>(stream).shared_of_block();
 }
 inline bool IsDeterministic(Stream& stream) {
   return static_cast<CudaStream&>(stream).deterministic();

@@ -102,7 +102,7 @@ struct Barrier {
         "r"(block)
         : "memory");
   }
-  // One arrival; the phase also waits for `bytes` of CopyBulk.
+  // One arrival; the phase also waits for `bytes` of CopyBulk, CopyBox and the like.
   __device__ void ArriveExpecting(uint32_t bytes) {
     asm volatile(
         "{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}\n" ::
@@ -189,16 +189,6 @@ __device__ inline void CopyBoxToBlocks(void* shared, const CUtensorMap& map, con
       "r"(SharedAddress(&barrier.word)), "h"(blocks)
       : "memory");
 }
-// CopyBulk with a policy.
-__device__ inline void CopyBulk(void* shared, const void* global, uint32_t bytes, Barrier& barrier,
-                                uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4;\n" ::"r"(SharedAddress(shared)),
-      "l"(global), "r"(bytes), "r"(SharedAddress(&barrier.word)), "l"(policy)
-      : "memory");
-}
-
 // The barrier of all threads of a cluster, in two steps. Behind the second are the Barriers that
 // other blocks have published before the first, and nothing else that they wrote.
 __device__ inline void PublishBarriers() {

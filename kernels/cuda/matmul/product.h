@@ -38,8 +38,8 @@ void SmallProduct(Stream& s, const Product& product);
 bool TakesSkinny(Stream& s, const Product& product);
 void SkinnyProduct(Stream& s, const Product& product);
 
-// skinny/streamed_matmul.cu: the same, where the device has compute capability 9.0 or later and the
-// weight is large enough.
+// skinny/streamed_matmul.cu: the same, where the device has compute capability 9.0 or later and as
+// much shared memory, and the weight is large enough and has inputs in whole blocks of 64.
 bool TakesStreamed(Stream& s, const Product& product);
 void StreamedProduct(Stream& s, const Product& product);
 

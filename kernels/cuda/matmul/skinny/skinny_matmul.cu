@@ -1,6 +1,6 @@
-// Products of up to 32 rows on tensor cores, in bf16 or f16, on GPUs that streamed_matmul.cu is not
-// for: one pass over the weights, bound by reading them. Limit: bytes of the weight over read
-// bandwidth.
+// Products of up to 32 rows on tensor cores, in bf16 or f16, on GPUs and with weights that
+// streamed_matmul.cu is not for: one pass over the weights, bound by reading them. Limit: bytes of
+// the weight over read bandwidth.
 //
 // A block has several tiles where the activations are many: every block reads all of them, and with
 // one tile of weights that would be more than the weights. Weights come through shared memory, each

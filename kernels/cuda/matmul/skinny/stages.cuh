@@ -14,7 +14,7 @@ constexpr int kThreads = (kActivationWarp + 1) * kWarp;
 
 constexpr int kInputs = kMultiplyWarps * kBlock;  // of a stage
 // Stages of weights on their way at most. Four have the memory busy, on an H200 too; with more,
-// what activations wait behind is longer (6: as fast, all of eleven: 2 % slower).
+// what activations wait behind is longer (6: as fast, all of eleven: 1 to 2 % slower).
 constexpr int kInFlight = 4;
 
 // What a block has, by the tiles of 8 rows of activations. It multiplies kPair tiles at a time, for
@@ -89,7 +89,9 @@ constexpr size_t kSharedOfBlock = 227 << 10;  // at most
 static_assert(sizeof(Shared<1>) <= kSharedOfBlock && sizeof(Shared<2>) <= kSharedOfBlock &&
               sizeof(Shared<4>) <= kSharedOfBlock);
 static_assert(sizeof(WeightStage) % kSwizzleAlignment == 0 &&
-              sizeof(ActivationStage<8>) % kSwizzleAlignment == 0);
+              sizeof(ActivationStage<8>) % kSwizzleAlignment == 0 &&
+              sizeof(ActivationStage<16>) % kSwizzleAlignment == 0 &&
+              sizeof(ActivationStage<32>) % kSwizzleAlignment == 0);
 
 // Rows of the weight come to blocks in pieces, of four, so that all have as many, and as much to
 // read, within a piece; of a gate and its up projection a piece has two outputs of each. A block's
@@ -106,7 +108,8 @@ constexpr int kPieceBytes = kMultiplyWarps * kPieceRows * kRowBytes;  // of a st
 
 // The block's tiles, in the order that all its warps go by: groups of kTilesTogether at most, as
 // even as they come, and of each group the stages. The blocks of a cluster have as many groups
-// each, because they share the activations; one that has fewer tiles has a group of none at times.
+// each, because they share the activations; of a cluster that has one piece, one has a group of
+// none.
 template <int kColumns>
 struct Walk {
   int first;  // output

@@ -1,6 +1,6 @@
 // Products of up to 32 rows on tensor cores, in bf16 or f16, on GPUs of compute capability 9.0 and
-// later: the weights stream through every multiprocessor without a pause. Limit: bytes of the
-// weight over read bandwidth.
+// later that have its shared memory: the weights stream through every multiprocessor without a
+// pause. Limit: bytes of the weight over read bandwidth.
 //
 // One block a multiprocessor has consecutive outputs of the weight, in tiles (tiles.cuh), a few at
 // a time, which share the activations that they are multiplied with. Its weights run through a ring
@@ -189,7 +189,7 @@ __device__ __forceinline__ void MultiplyGroup(
           x.scale[0][h][1] = make_float4(of[2].x, of[2].y, of[3].x, of[3].y);
         }
       }
-      if (kNorm) __syncwarp();
+      if (kNorm) __syncwarp();  // LoadTiles is of the whole warp, but loads of scales are not
       if constexpr (kCluster == 1) {
         if (lane == 0) shared.activations_free[stage].Arrive();
       } else {  // all of the cluster write there
@@ -366,6 +366,7 @@ bool TakesStreamed(Stream& s, const Product& p) {
   constexpr size_t kLeastBytes = 48 << 10;
   return IsFloat(p.w.dtype) && skinny::TakesRows(p, kSkinnyRows) &&
          p.w.cols % skinny::kBlock == 0 && HasClusters(s) &&
+         SharedOfBlock(s) >= skinny::kSharedOfBlock &&
          BytesOf(p.w.dtype, p.w.rows * PaddedCols(p.w.cols)) >= kLeastBytes * Multiprocessors(s);
 }
 

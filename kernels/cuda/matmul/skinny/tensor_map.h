@@ -13,7 +13,8 @@ namespace keyline::cuda {
 
 struct TensorDimension {
   uint64_t size;    // elements that there are; what a box has past them is zero
-  uint64_t stride;  // bytes: a multiple of 16, but of the first dimension 2
+  uint64_t stride;  // bytes: a multiple of 16, but of the first dimension 2; in any order, although
+                    // cuda.h writes of the next as so many of the one before
   uint32_t box;     // elements that a copy takes, 256 at most
 };
 

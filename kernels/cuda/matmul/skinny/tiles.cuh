@@ -3,8 +3,7 @@
 // weights as the rows of the multiplication (16 outputs a tile) and the activations as its columns,
 // so that few rows of activations waste little; a block has one tile or a few; its warps share the
 // inputs, 64 at a time, and add up at the end. Which of 32 inputs stands where in the
-// multiplication does not matter as long as both sides agree, so a lane takes eight consecutive
-// ones.
+// multiplication does not matter as long as both sides agree.
 #pragma once
 
 #include <algorithm>
@@ -28,13 +27,14 @@ constexpr int kMostWarps = 8;
 constexpr int kNormedRows = 8;  // that a kernel norms which reads them from the L2 cache
 
 // What a lane multiplies its weights with in a few blocks of inputs: of each step eight inputs of
-// column lane / 4 of every tile of columns, zeros where there is no such row or input.
+// column lane / 4 of every tile of columns.
 template <class T, int kColumns, bool kNorm>
 struct Activations {
   static constexpr int kBlocks = kColumns == 1 && !kNorm ? 2 : 1;
   uint4 x[kBlocks][kStepsOfBlock][kColumns];
   float4 scale[kNorm ? kBlocks : 1][kStepsOfBlock][2];  // weights of the norm
 
+  // From the L2 cache: eight consecutive inputs, zeros where there is no such row or input.
   __device__ void Load(const Arguments& a, int first, int blocks, int warps) {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
