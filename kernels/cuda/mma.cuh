@@ -130,9 +130,11 @@ struct Barrier {
   }
 };
 
-// What was written to memory before, barriers too, is there for the bulk copies that threads begin
-// behind a barrier: those go another way (PTX ISA, "Proxies").
-__device__ inline void PublishToCopies() { asm volatile("fence.proxy.async;\n" ::: "memory"); }
+// What was written to shared memory before, barriers too, is there for the bulk copies that threads
+// of the block begin behind a barrier: those go another way (PTX ISA, "Proxies").
+__device__ inline void PublishToCopies() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
 
 // `bytes`, a multiple of 16, from device to shared memory, both aligned to 16; `barrier` expects
 // them. Of compute capability 9.0 and later.

@@ -2,6 +2,9 @@
 // outputs.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
 #include "kernels/cuda/matmul/skinny/tensor_map.h"
 #include "kernels/cuda/matmul/skinny/tiles.cuh"
 
@@ -106,10 +109,34 @@ __host__ __device__ inline int64_t PiecesOf(const Arguments& a) {
 }
 constexpr int kPieceBytes = kMultiplyWarps * kPieceRows * kRowBytes;  // of a stage
 
+// What a launch works out for its blocks: the pieces of a cluster, and one more in the first `more`
+// clusters; groups of tiles of a block; and stages of a tile.
+struct Shares {
+  int each;
+  int more;
+  int groups;
+  uint32_t of_groups;  // 2^32 / groups, rounded up
+  int stages;
+};
+
+template <int kColumns>
+Shares SharesOf(const Arguments& a, int64_t clusters) {
+  const auto in_parts = [](int64_t n, int64_t of) { return (n + of - 1) / of; };
+  const int64_t pieces = PiecesOf(a);
+  const int64_t of_block = in_parts(in_parts(pieces, clusters), Sizes<kColumns>::kCluster);
+  const int64_t groups = in_parts(of_block, kPieces * Sizes<kColumns>::kTilesTogether);
+  const int64_t of_groups = in_parts(int64_t{1} << 32, groups);
+  return {.each = static_cast<int>(pieces / clusters),
+          .more = static_cast<int>(pieces % clusters),
+          .groups = static_cast<int>(groups),
+          .of_groups = static_cast<uint32_t>(std::min<int64_t>(of_groups, UINT32_MAX)),
+          .stages = static_cast<int>(in_parts(a.padded, kInputs))};
+}
+
 // The block's tiles, in the order that all its warps go by: groups of kTilesTogether at most, as
-// even as they come, and of each group the stages. The blocks of a cluster have as many groups
-// each, because they share the activations; of a cluster that has one piece, one has a group of
-// none.
+// even as they come, and of each group the stages. All blocks have as many groups, since those of a
+// cluster share the activations; where there is next to nothing to do, one may have a group of
+// none. Nothing is divided here: the first copies wait for it.
 template <int kColumns>
 struct Walk {
   int first;  // output
@@ -118,27 +145,23 @@ struct Walk {
   int groups;
   int stages;  // of a tile
 
-  __device__ explicit Walk(const Arguments& a) {
+  __device__ Walk(const Arguments& a, const Shares& shares) {
     constexpr int kCluster = Sizes<kColumns>::kCluster;
-    constexpr int kTilesTogether = Sizes<kColumns>::kTilesTogether;
-    const auto pieces = static_cast<uint32_t>(PiecesOf(a));  // times blocks in 32 bits
-    const uint32_t cluster = blockIdx.x / kCluster;
-    const uint32_t clusters = gridDim.x / kCluster;
-    const int block = blockIdx.x % kCluster;
-    const uint32_t before_all = pieces * cluster / clusters;
-    const auto all = static_cast<int>(pieces * (cluster + 1) / clusters - before_all);
+    const int cluster = static_cast<int>(blockIdx.x) / kCluster;
+    const int block = static_cast<int>(blockIdx.x) % kCluster;
+    const int all = shares.each + (cluster < shares.more ? 1 : 0);
     const int before = all * block / kCluster;
     const int mine = all * (block + 1) / kCluster - before;
     const int outputs = OutputsOfPiece(a.gated);
-    first = (static_cast<int>(before_all) + before) * outputs;
-    end = static_cast<int>(min(int64_t{first} + mine * outputs, OutputsOf(a)));
+    first = (cluster * shares.each + min(cluster, shares.more) + before) * outputs;
+    end = min(first + mine * outputs, static_cast<int>(OutputsOf(a)));
     rest = mine % kPieces;
-    const int most = (all + kCluster - 1) / kCluster;  // of a block of the cluster
-    groups = (most + kPieces * kTilesTogether - 1) / (kPieces * kTilesTogether);
+    groups = shares.groups;
+    stages = shares.stages;
     const int tiles = (mine + kPieces - 1) / kPieces;
-    fewer_ = tiles / groups;
-    longer_ = tiles % groups;
-    stages = static_cast<int>((a.padded + kInputs - 1) / kInputs);
+    // tiles / groups, or one less where groups is 1; then the one group is one of the longer ones.
+    fewer_ = static_cast<int>(__umulhi(static_cast<uint32_t>(tiles), shares.of_groups));
+    longer_ = tiles - fewer_ * groups;
   }
   __device__ int tiles_of(int group) const { return fewer_ + (group < longer_ ? 1 : 0); }
 

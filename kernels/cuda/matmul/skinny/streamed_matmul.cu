@@ -23,6 +23,7 @@
 // the L2 cache for the next weight's first rows as soon as this one's last have come (0.88 of a
 // step's limit instead of 0.90).
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 
 #include "kernels/cuda/cuda_device.h"
@@ -52,11 +53,15 @@ __device__ void FillWeights(const Arguments& a, const Maps& maps, const Walk<kCo
   RingPlace<kStages> before;  // kInFlight stages behind
   int left = kInFlight;       // until there is one
   int first = walk.first;
+  // Nothing is unrolled: one thread runs this, and its first copy waits for the instructions.
+#pragma unroll 1
   for (int group = 0; group < walk.groups; first += walk.tiles_of(group) * of_tile, ++group) {
     const int tiles = walk.tiles_of(group);
     const bool ends = first + tiles * of_tile >= walk.end;
     const int rest = ends && tiles > 0 ? walk.rest : 0;
+#pragma unroll 1
     for (int i = 0; i < walk.stages; ++i) {
+#pragma unroll 1
       for (int t = 0; t < tiles; ++t) {
         if (at.phase > 0) shared.weights_free[at.stage].Wait(at.phase - 1);
         if (left > 0) {
@@ -74,6 +79,7 @@ __device__ void FillWeights(const Arguments& a, const Maps& maps, const Walk<kCo
           CopyBox(to, maps.weight, {0, output, 0, input}, full, kReadOnce);
         } else {
           full.ArriveExpecting(rest * kPieceBytes);
+#pragma unroll 1
           for (int p = 0; p < rest; ++p) {
             CopyBox(to + p * kPieceBytes, maps.piece, {0, output + p * of_piece, 0, input}, full,
                     kReadOnce);
@@ -280,13 +286,13 @@ __device__ void MultiplyTiles(const Arguments& a, const Walk<kColumns>& walk,
 // Grid: as many blocks as there are pieces or multiprocessors, but for whole clusters.
 template <class T, int kColumns, bool kNorm>
 __global__ void __launch_bounds__(kThreads, 1)
-    StreamedKernel(const Arguments a, const __grid_constant__ Maps maps) {
+    StreamedKernel(const Arguments a, const Shares shares, const __grid_constant__ Maps maps) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(kSwizzleAlignment) unsigned char memory[];
   constexpr int kCluster = Shared<kColumns>::kCluster;
   auto& shared = *reinterpret_cast<Shared<kColumns>*>(memory);
   LetSuccessorBegin();
-  const Walk<kColumns> walk(a);
+  const Walk<kColumns> walk(a, shares);
   const int warp = threadIdx.x / kWarp;
   if (threadIdx.x == 0) {
     for (int i = 0; i < shared.kWeightStages; ++i) {
@@ -340,13 +346,14 @@ template <class T, int kColumns, bool kNorm>
 void LaunchColumns(Stream& s, const Arguments& a) {
   constexpr int kCluster = Sizes<kColumns>::kCluster;
   const auto blocks = std::min<int64_t>(PiecesOf(a), Multiprocessors(s));
-  CHECK_LT(PiecesOf(a) * (blocks + 1), int64_t{1} << 32) << "outputs";
+  CHECK_LE(OutputsOf(a), std::numeric_limits<int>::max() - kTileRows) << "outputs";
   const auto clusters = static_cast<unsigned>(std::max<int64_t>(blocks / kCluster, 1));
   const Maps maps = {.weight = WeightMap(a, kTileRows),
                      .piece = WeightMap(a, kPieceRows),
                      .activations = ActivationMap<kColumns>(a)};
   LaunchDependentClusters(s, kCluster, StreamedKernel<T, kColumns, kNorm>,
-                          dim3(clusters * kCluster), kThreads, sizeof(Shared<kColumns>), a, maps);
+                          dim3(clusters * kCluster), kThreads, sizeof(Shared<kColumns>), a,
+                          SharesOf<kColumns>(a, clusters), maps);
 }
 
 template <class T, bool kNorm>
