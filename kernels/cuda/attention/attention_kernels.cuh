@@ -141,14 +141,14 @@ class Splits {
   static constexpr int kUnit = 128;  // a multiple of what a block takes at a time, of any format
   static constexpr int kLeastSlots = 256;
 
-  __device__ Splits(const AttentionArguments& a, int used) {
-    const int even = used >> a.splits_log2;
-    slots_ = max(kLeastSlots, (even + kUnit - 1) / kUnit * kUnit);
+  __host__ __device__ Splits(const AttentionArguments& a, int used) {
+    const int even = ((used >> a.splits_log2) + kUnit - 1) / kUnit * kUnit;
+    slots_ = kLeastSlots > even ? kLeastSlots : even;
     count_ = static_cast<int>(static_cast<unsigned>(used + slots_ - 1) / slots_);
   }
 
-  __device__ int slots() const { return slots_; }  // of each, but for the last
-  __device__ int count() const { return count_; }
+  __host__ __device__ int slots() const { return slots_; }  // of each, but for the last
+  __host__ __device__ int count() const { return count_; }
 
   // No lane of at most `slots` slots has more.
   __host__ __device__ static int Most(int slots) { return (slots + kLeastSlots - 1) / kLeastSlots; }

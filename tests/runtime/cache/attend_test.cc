@@ -188,6 +188,12 @@ INSTANTIATE_TEST_SUITE_P(cuda, AttendTogether,
                                           testing::Values("plain", "int8", "int4", "k8v4"),
                                           testing::ValuesIn(CudasUnderTest())));
 
+// So many KV heads that a GPU's blocks have several, as in large batches: int8 goes another way.
+INSTANTIATE_TEST_SUITE_P(cudaManyHeads, AttendTogether,
+                         testing::Combine(testing::Values(Shape{32, 32, 128}),
+                                          testing::Values("int8"),
+                                          testing::ValuesIn(CudasUnderTest())));
+
 struct Masks {
   int window;
   float softcap;
