@@ -132,7 +132,9 @@ class AttendTogether
 // Lanes of very different lengths, each by itself filled and then all in one pass: long enough for
 // several parts of a lane, none of them a whole number of anything.
 TEST_P(AttendTogether, EachLaneEqualsItsOracle) {
-  const auto& [heads, storage, under_test] = GetParam();
+  const Shape& heads = std::get<0>(GetParam());
+  const std::string& storage = std::get<1>(GetParam());
+  const DeviceUnderTest& under_test = std::get<2>(GetParam());  // a lambda has it
   const auto device = under_test.Open();
   const AttentionSpec spec = PlainSpec(heads.heads, heads.kv_heads, heads.head_dim);
   const std::vector<int> filled = {291, 1, 256, 37, 150};
