@@ -126,6 +126,8 @@ Shares SharesOf(const Arguments& a, int64_t clusters) {
   const int64_t of_block = in_parts(in_parts(pieces, clusters), Sizes<kColumns>::kCluster);
   const int64_t groups = in_parts(of_block, kPieces * Sizes<kColumns>::kTilesTogether);
   const int64_t of_groups = in_parts(int64_t{1} << 32, groups);
+  // As many tiles are divided by it exactly.
+  CHECK_LT(of_block * groups, int64_t{1} << 32) << "outputs of a block";
   return {.each = static_cast<int>(pieces / clusters),
           .more = static_cast<int>(pieces % clusters),
           .groups = static_cast<int>(groups),
