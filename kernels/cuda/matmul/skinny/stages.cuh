@@ -109,6 +109,18 @@ __host__ __device__ inline int64_t PiecesOf(const Arguments& a) {
 }
 constexpr int kPieceBytes = kMultiplyWarps * kPieceRows * kRowBytes;  // of a stage
 
+// Byte of a lane's row and chunk in a stage of a tile, as LoadTiles takes them, for the warp's
+// first 16 inputs. What is behind the rest's last piece is read too, and nothing comes of it.
+__device__ inline int WeightAt(bool gated, bool rest) {
+  const int warp = threadIdx.x / kWarp;
+  const int row = threadIdx.x % kTileRows;
+  const int chunk = threadIdx.x % kWarp / kTileRows;
+  if (!rest) return Swizzled(warp * kTileRows + row, chunk);
+  const int piece = gated ? row % 8 / 2 : row / kPieceRows;
+  const int of_piece = gated ? row / 8 * 2 + row % 2 : row % kPieceRows;
+  return piece * kPieceBytes + Swizzled(warp * kPieceRows + of_piece, chunk);
+}
+
 // What a launch works out for its blocks: the pieces of a cluster, and one more in the first `more`
 // clusters; groups of tiles of a block; and stages of a tile.
 struct Shares {

@@ -138,18 +138,6 @@ struct Met {
   RingPlace<Sizes<kColumns>::kWeightStages> weights;
 };
 
-// Byte of a lane's row and chunk in a stage of a tile, as LoadTiles takes them, for the warp's
-// first 16 inputs. What is behind the rest's last piece is read too, and nothing comes of it.
-__device__ inline int WeightAt(bool gated, bool rest) {
-  const int warp = threadIdx.x / kWarp;
-  const int row = threadIdx.x % kTileRows;
-  const int chunk = threadIdx.x % kWarp / kTileRows;
-  if (!rest) return Swizzled(warp * kTileRows + row, chunk);
-  const int piece = gated ? row % 8 / 2 : row / kPieceRows;
-  const int of_piece = gated ? row / 8 * 2 + row % 2 : row % kPieceRows;
-  return piece * kPieceBytes + Swizzled(warp * kPieceRows + of_piece, chunk);
-}
-
 // All inputs of a group of kTiles tiles, the last of which is at last_at (WeightAt). squares: of
 // column lane / 4, as far as this lane meets it. Of a warp's block of 64 inputs, LoadTiles takes
 // the weights of 16 or the activations of 32 at a time, and chunk c ^ n of a row is chunk c plus n
