@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs, builds and runs all tests. `launch/test.sh --quick` leaves the sanitizer builds out.
+# Installs, builds and runs all tests. `launch/test.sh --quick` leaves out the sanitizers' builds and
+# that of the CUDA kernels for older GPUs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -16,12 +16,8 @@
 // tiles: for each byte of weights rows / (16 * tiles) of theirs. So the blocks of a cluster, whose
 // tiles differ, share them: each copies some of the inputs, to all.
 //
-// One kernel for several products, whose blocks wait for each other in between and whose ring never
-// pauses, was built twice: on an H200 four products took 3 % longer than in kernels of their own,
-// since the slowest of 132 blocks is 3 us behind half of them. Neither was room for the next
-// product's block beside this one's, by rings of five stages, any faster; nor, on an H100, asking
-// the L2 cache for the next weight's first rows as soon as this one's last have come (0.88 of a
-// step's limit instead of 0.90).
+// What else was tried to keep the memory busy between products, and what it came to, is in
+// README.md.
 #include <algorithm>
 #include <limits>
 #include <type_traits>
