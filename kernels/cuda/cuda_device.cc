@@ -109,7 +109,32 @@ CudaStream::~CudaStream() {
   ForgetGraphs();
   gemm_plans_.reset();
   device().Free(scratch_);
+  if (side_ != nullptr) {
+    CUDA_CHECK(cudaEventDestroy(forked_));
+    CUDA_CHECK(cudaEventDestroy(joined_));
+    CUDA_CHECK(cudaStreamDestroy(side_));
+  }
   CUDA_CHECK(cudaStreamDestroy(stream_));
+}
+
+cudaStream_t CudaStream::Beside() {
+  Join();
+  MakeDeviceCurrent();
+  if (side_ == nullptr) {
+    CUDA_CHECK(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&joined_, cudaEventDisableTiming));
+  }
+  CUDA_CHECK(cudaEventRecord(forked_, stream_));
+  CUDA_CHECK(cudaStreamWaitEvent(side_, forked_, 0));
+  works_beside_ = true;
+  return side_;
+}
+
+void CudaStream::Join() {
+  if (!std::exchange(works_beside_, false)) return;
+  CUDA_CHECK(cudaEventRecord(joined_, side_));
+  CUDA_CHECK(cudaStreamWaitEvent(stream_, joined_, 0));
 }
 
 absl::Status CudaStream::ReserveScratch(size_t bytes) {
@@ -124,6 +149,7 @@ absl::Status CudaStream::ReserveScratch(size_t bytes) {
 }
 
 void* CudaStream::Scratch(size_t bytes) {
+  Join();
   const absl::Status reserved = ReserveScratch(bytes);
   CHECK(reserved.ok()) << reserved;
   return scratch_;
@@ -148,14 +174,17 @@ void CudaStream::CopyAsync(void* to, const void* from, size_t bytes) {
 
 void CudaStream::CopyPinnedAsync(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;
+  Join();
   CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
 }
 
 void CudaStream::ZeroAsync(void* to, size_t bytes) {
+  Join();
   CUDA_CHECK(cudaMemsetAsync(to, 0, bytes, stream_));
 }
 
 void CudaStream::Synchronize() {
+  Join();
   PollUntil([this] { return IsDone(cudaStreamQuery(stream_)); });
 }
 
@@ -168,6 +197,7 @@ void CudaStream::MakeDeviceCurrent() const {
 void CudaStream::Replay(uint64_t key, absl::FunctionRef<void()> enqueue) {
   constexpr size_t kMostGraphs = 512;
   MakeDeviceCurrent();
+  Join();
   const auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     // The first time scratch memory grows and products choose their algorithms.
@@ -179,6 +209,7 @@ void CudaStream::Replay(uint64_t key, absl::FunctionRef<void()> enqueue) {
     cudaGraph_t graph = nullptr;
     CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
     enqueue();
+    Join();
     CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
     CUDA_CHECK(cudaGraphInstantiate(&found->second, graph, 0));
     CUDA_CHECK(cudaGraphDestroy(graph));
@@ -203,6 +234,7 @@ CudaEvent::CudaEvent(int index, bool timer) {
 CudaEvent::~CudaEvent() { CUDA_CHECK(cudaEventDestroy(event_)); }
 
 void CudaEvent::Record(Stream& stream) {
+  static_cast<CudaStream&>(stream).Join();
   CUDA_CHECK(cudaEventRecord(event_, Native(stream)));
   reached_ = false;
 }

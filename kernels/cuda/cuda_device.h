@@ -65,7 +65,19 @@ class CudaStream final : public Stream {
   // Whether the device runs what is compiled for sm_90a (compute capability 9.0).
   bool is_hopper() const { return is_hopper_; }
 
+  // Another stream, for work that begins when all that is enqueued here has run and that nobody
+  // waits for yet. This stream goes on beside it with what is known to leave its memory alone
+  // (GoesOnBeside); whatever else is enqueued waits for it, and so does the next call of Scratch,
+  // whose memory it may use.
+  cudaStream_t Beside();
+  // What is enqueued next waits for the work of Beside.
+  void Join();
+  void JoinUnlessBeside() {
+    if (!goes_on_beside_) Join();
+  }
+
  private:
+  friend class GoesOnBeside;
   void ForgetGraphs();
 
   const int index_;
@@ -78,6 +90,12 @@ class CudaStream final : public Stream {
   bool runs_sm90_code_ = false;
   bool is_hopper_ = false;
   bool holds_next_ = false;
+  // Of Beside; made when it is first called.
+  cudaStream_t side_ = nullptr;
+  cudaEvent_t forked_ = nullptr;
+  cudaEvent_t joined_ = nullptr;
+  bool works_beside_ = false;
+  bool goes_on_beside_ = false;
   // By Replay's key; null: has run once and is recorded next time.
   std::map<uint64_t, cudaGraphExec_t> graphs_;
   std::unique_ptr<GemmPlans> gemm_plans_;
@@ -123,13 +141,30 @@ class CudaDevice final : public Device {
   const bool deterministic_;
 };
 
-// REQUIRES: a stream of a CudaDevice. Its device is the calling thread's current one afterwards: a
-// rank's thread may be any thread.
+// While one lives, what is enqueued on its stream does not wait for the work of Beside. REQUIRES:
+// it reads nothing that this writes, and writes nothing that this reads. Not one within another.
+class GoesOnBeside {
+ public:
+  explicit GoesOnBeside(Stream& stream) : stream_(static_cast<CudaStream&>(stream)) {
+    stream_.goes_on_beside_ = true;
+  }
+  ~GoesOnBeside() { stream_.goes_on_beside_ = false; }
+  GoesOnBeside(const GoesOnBeside&) = delete;
+  GoesOnBeside& operator=(const GoesOnBeside&) = delete;
+
+ private:
+  CudaStream& stream_;
+};
+
+// To enqueue on. REQUIRES: a stream of a CudaDevice. Its device is the calling thread's current one
+// afterwards: a rank's thread may be any thread.
 inline cudaStream_t Native(Stream& stream) {
-  const auto& native = static_cast<const CudaStream&>(stream);
+  auto& native = static_cast<CudaStream&>(stream);
   native.MakeDeviceCurrent();
+  native.JoinUnlessBeside();
   return native.get();
 }
+inline cudaStream_t Beside(Stream& stream) { return static_cast<CudaStream&>(stream).Beside(); }
 inline int Multiprocessors(Stream& stream) {
   return static_cast<CudaStream&>(stream).multiprocessors();
 }

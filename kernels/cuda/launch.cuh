@@ -8,7 +8,8 @@
 // wait a kernel may read only what nothing of the same pass writes but kernels that have ended
 // before others began (LaunchApart): weights, the batch, the rules of lanes, where tokens go, its
 // own layer's cache as the pass before left it. A pass begins with a copy to the device, and that
-// waits for all there was.
+// waits for all there was. Work of CudaStream::Beside is a predecessor, too, of what comes behind
+// it.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -101,6 +101,10 @@ struct DecodePass {
 template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p);
 
+// decode/take_mass.cu: adds the mass of a whole pass, of which LaunchDecode has left the weights,
+// to the scores, beside what is enqueued next (CudaStream::Beside).
+void TakeMass(Stream& s, const DecodePass& p);
+
 // decode/: chunks of one token, up to what it leaves to whoever merges it (decode/parts.cuh). One
 // for each pair of formats that a storage has.
 template <KvFormat kK, KvFormat kV>

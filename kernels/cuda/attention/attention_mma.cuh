@@ -49,8 +49,10 @@ template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p) {
   const AttentionArguments& a = p.attention;
   LaunchDecode(s, p);
-  LaunchDependent(s, FinishDecode<T>, MergeBlock::Grid(a, p.batch.chunks), kMergeThreads,
-                  MergeBytes(a), p);
+  if (a.wants_mass) TakeMass(s, p);
+  const GoesOnBeside beside(s);  // of the parts both read m, l and v, and TakeMass no others
+  LaunchDependent(s, FinishDecode<T>, dim3(a.heads, p.batch.chunks), kMergeThreads, MergeBytes(a),
+                  p);
 }
 
 }  // namespace keyline::cuda

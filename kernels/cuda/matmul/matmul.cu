@@ -235,6 +235,7 @@ void MultiplyInGroups(Stream& s, Product p) {
 }
 
 void Multiply(Stream& s, const Product& p) {
+  const GoesOnBeside beside(s);  // of what others keep, products touch Scratch's memory alone
   if (IsDeterministic(s)) {
     MultiplyInGroups(s, p);
   } else {

@@ -260,8 +260,8 @@ class SlotMass {
   OfHead ahead_[kAhead];
 };
 
-// What a block of the kernels that merge does: where mass is taken, that of kBlockSlots slots; or,
-// behind all those, the output of a query head.
+// What a block of MergeDecode does: where mass is taken, that of kBlockSlots slots; or, behind all
+// those, the output of a query head.
 struct MergeBlock {
   int chunk;
   int kv_head;
