@@ -82,12 +82,30 @@ void CacheDriver::Open(int lane, const LanePolicy& policy, int layer) {
 }
 
 std::vector<std::vector<float>> CacheDriver::Run(const std::vector<Feed>& feeds) {
+  return RunTogether({feeds})[0];
+}
+
+std::vector<std::vector<std::vector<float>>> CacheDriver::RunTogether(
+    const std::vector<std::vector<Feed>>& passes) {
+  std::vector<Pass> prepared;
+  prepared.reserve(passes.size());
+  for (const std::vector<Feed>& feeds : passes) prepared.push_back(Prepare(feeds));
+  stream_->Synchronize();
+  for (const Pass& pass : prepared) Enqueue(pass);
+  std::vector<std::vector<std::vector<float>>> out;
+  out.reserve(passes.size());
+  for (const Pass& pass : prepared) out.push_back(Read(pass));
+  return out;
+}
+
+CacheDriver::Pass CacheDriver::Prepare(const std::vector<Feed>& feeds) {
   const int64_t width = int64_t{spec_.heads + 2 * spec_.kv_heads} * spec_.head_dim;
   const int64_t out_width = int64_t{spec_.heads} * spec_.head_dim;
-  std::vector<Chunk> chunks;
+  Pass pass;
+  std::vector<Chunk>& chunks = pass.chunks;
   std::vector<int32_t> positions, token_chunk;
   std::vector<float> qkv;
-  Batch batch;
+  Batch& batch = pass.batch;
   for (const Feed& feed : feeds) {
     const int first = positions_[feed.lane];
     const bool piece = feed.chunk_tokens > 0;
@@ -109,28 +127,32 @@ std::vector<std::vector<float>> CacheDriver::Run(const std::vector<Feed>& feeds)
     batch.max_chunk_tokens = std::max(batch.max_chunk_tokens, feed.tokens);
   }
   batch.chunks = static_cast<int>(chunks.size());
-  const Tensor d_chunks =
-      Upload(device_, *stream_, DType::kU8, chunks.data(), batch.chunks, sizeof(Chunk));
-  const Tensor d_positions =
-      Upload(device_, *stream_, DType::kI32, positions.data(), batch.tokens, 1);
-  const Tensor d_token_chunk =
-      Upload(device_, *stream_, DType::kI32, token_chunk.data(), batch.tokens, 1);
+  pass.chunk = Upload(device_, *stream_, DType::kU8, chunks.data(), batch.chunks, sizeof(Chunk));
+  pass.positions = Upload(device_, *stream_, DType::kI32, positions.data(), batch.tokens, 1);
+  pass.token_chunk = Upload(device_, *stream_, DType::kI32, token_chunk.data(), batch.tokens, 1);
   const std::vector<uint8_t> qkv_bytes = Encoded(activations_, qkv);
-  const Tensor d_qkv =
-      Upload(device_, *stream_, activations_, qkv_bytes.data(), batch.tokens, width);
-  const Tensor d_out = Upload(device_, *stream_, activations_, nullptr, batch.tokens, out_width);
-  batch.chunk = d_chunks.view().as<Chunk>();
-  batch.positions = d_positions.view().as<int32_t>();
-  batch.token_chunk = d_token_chunk.view().as<int32_t>();
+  pass.qkv = Upload(device_, *stream_, activations_, qkv_bytes.data(), batch.tokens, width);
+  pass.out = Upload(device_, *stream_, activations_, nullptr, batch.tokens, out_width);
+  batch.chunk = pass.chunk.view().as<Chunk>();
+  batch.positions = pass.positions.view().as<int32_t>();
+  batch.token_chunk = pass.token_chunk.view().as<int32_t>();
+  return pass;
+}
+
+void CacheDriver::Enqueue(const Pass& pass) {
   // Every other pass, as both ways come to the same.
-  if (++passes_ % 2 == 0) KvCache::PlaceAhead(*stream_, std::span(&cache_, 1), batch);
-  cache_->Attend(*stream_, batch, d_qkv, spec_, d_out);
-  std::vector<uint8_t> out_bytes(d_out.bytes());
-  stream_->CopyAsync(out_bytes.data(), d_out.view().data, out_bytes.size());
+  if (++passes_ % 2 == 0) KvCache::PlaceAhead(*stream_, std::span(&cache_, 1), pass.batch);
+  cache_->Attend(*stream_, pass.batch, pass.qkv, spec_, pass.out);
+}
+
+std::vector<std::vector<float>> CacheDriver::Read(const Pass& pass) {
+  const int64_t out_width = int64_t{spec_.heads} * spec_.head_dim;
+  std::vector<uint8_t> out_bytes(pass.out.bytes());
+  stream_->CopyAsync(out_bytes.data(), pass.out.view().data, out_bytes.size());
   stream_->Synchronize();
   const std::vector<float> all = Decoded(activations_, out_bytes);
   std::vector<std::vector<float>> out;
-  for (const Chunk& chunk : chunks) {
+  for (const Chunk& chunk : pass.chunks) {
     const auto begin = all.begin() + chunk.first_token * out_width;
     out.emplace_back(begin, begin + chunk.tokens * out_width);
   }

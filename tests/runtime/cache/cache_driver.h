@@ -37,7 +37,10 @@ class CacheDriver {
   void Open(int lane, const LanePolicy& policy, int layer = 0);
   // One pass; the attention output of each feed, [tokens * heads * head_dim].
   std::vector<std::vector<float>> Run(const std::vector<Feed>& feeds);
-  // The same for one feed.
+  // Several passes, enqueued one behind the other before anything is read; of each what Run gives.
+  std::vector<std::vector<std::vector<float>>> RunTogether(
+      const std::vector<std::vector<Feed>>& passes);
+  // The same as Run for one feed.
   std::vector<float> Run(const Feed& feed) { return Run(std::vector<Feed>{feed})[0]; }
   // Tells where a lane is, after a restore.
   void SetPosition(int lane, int position) { positions_[lane] = position; }
@@ -47,6 +50,16 @@ class CacheDriver {
   const AttentionSpec& spec() const { return spec_; }
 
  private:
+  // A pass, and its memory on the device.
+  struct Pass {
+    std::vector<Chunk> chunks;
+    Batch batch;
+    Tensor chunk, positions, token_chunk, qkv, out;
+  };
+  Pass Prepare(const std::vector<Feed>& feeds);
+  void Enqueue(const Pass& pass);
+  std::vector<std::vector<float>> Read(const Pass& pass);
+
   Device& device_;
   KvCacheShape shape_;
   AttentionSpec spec_;

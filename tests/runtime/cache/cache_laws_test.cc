@@ -154,6 +154,36 @@ TEST_P(CacheLaws, FirstChunkMayBeCutAtWill) {
   EXPECT_EQ(run(0, {prompt - 1, 1}), whole);
 }
 
+// What a pass leaves behind on its way is there for the next, however soon that comes.
+TEST_P(CacheLaws, StepsEnqueuedTogetherAreThoseOneByOne) {
+  const auto device = this->device().Open();
+  const AttentionSpec spec = PlainSpec(8, 4, 64);
+  constexpr int kLanes = 3, kLength = 380, kSteps = 8;
+  const auto run = [&](bool together) {
+    CacheDriver driver(*device, Config(), ShapeOf(spec, kLanes, kLength), spec, activations());
+    std::vector<Feed> step(kLanes);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      driver.Open(lane, Config().policy);
+      step[lane] = {.lane = lane, .tokens = 1, .stream = 3u + lane};
+      for (int n : Chunks(kLength, kLength + 20 * lane, kSteps)) {
+        if (n > 1) driver.Run({.lane = lane, .tokens = n, .stream = step[lane].stream});
+      }
+    }
+    std::vector<std::vector<std::vector<float>>> out(kSteps);
+    if (together) {
+      out = driver.RunTogether(std::vector(kSteps, step));
+    } else {
+      for (auto& of_step : out) of_step = driver.Run(step);
+    }
+    std::vector<std::vector<std::vector<int32_t>>> slots(kLanes);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      slots[lane] = driver.cache().SlotPositions(driver.stream(), lane);
+    }
+    return std::pair(out, slots);
+  };
+  EXPECT_EQ(run(true), run(false));
+}
+
 TEST_P(CacheLaws, LanesDoNotInfluenceEachOther) {
   if (device().cuda) GTEST_SKIP() << kBitsOfTheCpu;
   if (Shared(GetParam().policy)) GTEST_SKIP() << "decides for all lanes at once, on purpose";
@@ -163,6 +193,7 @@ TEST_P(CacheLaws, LanesDoNotInfluenceEachOther) {
   CacheDriver driver(*device, Config(), ShapeOf(spec, 4, length), spec, activations());
   const std::vector<int> chunks = Chunks(length, 70, 6);
   std::vector<std::vector<float>> alone;
+  alone.reserve(chunks.size());
   driver.Open(2, Config().policy);
   for (int n : chunks) alone.push_back(driver.Run({.lane = 2, .tokens = n, .stream = 1}));
   const auto slots = driver.cache().SlotPositions(driver.stream(), 2);
