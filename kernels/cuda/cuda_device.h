@@ -142,7 +142,8 @@ class CudaDevice final : public Device {
 };
 
 // While one lives, what is enqueued on its stream does not wait for the work of Beside. REQUIRES:
-// it reads nothing that this writes, and writes nothing that this reads. Not one within another.
+// it reads nothing that this writes, and writes nothing that this reads or writes. Not one within
+// another.
 class GoesOnBeside {
  public:
   explicit GoesOnBeside(Stream& stream) : stream_(static_cast<CudaStream&>(stream)) {
@@ -165,6 +166,7 @@ inline cudaStream_t Native(Stream& stream) {
   return native.get();
 }
 inline cudaStream_t Beside(Stream& stream) { return static_cast<CudaStream&>(stream).Beside(); }
+inline void Join(Stream& stream) { static_cast<CudaStream&>(stream).Join(); }
 inline int Multiprocessors(Stream& stream) {
   return static_cast<CudaStream&>(stream).multiprocessors();
 }

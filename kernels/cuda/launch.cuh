@@ -80,6 +80,7 @@ void LaunchDependentClusters(Stream& s, unsigned cluster, void (*kernel)(Paramet
 template <class... Parameters, class... Arguments>
 void LaunchApart(Stream& s, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                  size_t shared_bytes, const Arguments&... arguments) {
+  Join(s);
   Launch(s, false, /*cluster=*/1, kernel, grid, threads, shared_bytes, arguments...);
   HoldNext(s);
 }

@@ -235,7 +235,7 @@ void MultiplyInGroups(Stream& s, Product p) {
 }
 
 void Multiply(Stream& s, const Product& p) {
-  const GoesOnBeside beside(s);  // of what others keep, products touch Scratch's memory alone
+  const GoesOnBeside beside(s);  // products share no memory with others but Scratch's, which joins
   if (IsDeterministic(s)) {
     MultiplyInGroups(s, p);
   } else {

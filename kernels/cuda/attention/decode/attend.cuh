@@ -3,8 +3,8 @@
 // A block goes through its items (work.cuh). Of an item's slots each of its warps takes every
 // kDecodeWarps-th portion, which it reads into a ring of its own in shared memory, all but one of
 // the ring's portions ahead, across items: no warp waits for another, and the memory never waits
-// for a warp. At an item's end the warps' sums are merged into a part (parts.cuh); a second kernel
-// merges parts and turns logits into mass. In a whole pass the block also turns the queries of its
+// for a warp. At an item's end the warps' sums are merged into a part (parts.cuh); other kernels
+// merge parts and turn logits into mass. In a whole pass the block also turns the queries of its
 // items, and the warp that reads the token's slot makes its row (token.cuh), writes it to the cache
 // and puts it where it has read the slot already. Everything below is by one warp but where it says
 // otherwise.
