@@ -234,7 +234,7 @@ CudaEvent::CudaEvent(int index, bool timer) {
 CudaEvent::~CudaEvent() { CUDA_CHECK(cudaEventDestroy(event_)); }
 
 void CudaEvent::Record(Stream& stream) {
-  static_cast<CudaStream&>(stream).Join();
+  Join(stream);
   CUDA_CHECK(cudaEventRecord(event_, Native(stream)));
   reached_ = false;
 }
