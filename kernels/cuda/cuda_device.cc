@@ -155,6 +155,14 @@ void* CudaStream::Scratch(size_t bytes) {
   return scratch_;
 }
 
+void* CudaStream::ScratchInTurn(size_t bytes) {
+  const absl::Status reserved = ReserveScratch(BytesInTurn(bytes));
+  CHECK(reserved.ok()) << reserved;
+  second_half_ = !second_half_;
+  return static_cast<std::byte*>(scratch_) +
+         (second_half_ ? scratch_bytes_ / 2 / kScratchAlignment * kScratchAlignment : 0);
+}
+
 GemmPlans& CudaStream::gemm_plans() {
   if (gemm_plans_ == nullptr) {
     const CurrentDevice current(index_);

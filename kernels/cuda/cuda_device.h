@@ -52,6 +52,13 @@ class CudaStream final : public Stream {
   // valid for work enqueued before the next call. Grows by waiting for the stream, so a first pass
   // of the largest size makes it fixed.
   void* Scratch(size_t bytes);
+  // The same, but for work of Beside, too: calls take turns with two halves of the memory, so that
+  // this need not wait for that, and what it gives is valid until the next call but one.
+  void* ScratchInTurn(size_t bytes);
+  // What that takes of the memory.
+  static size_t BytesInTurn(size_t bytes) {
+    return 2 * ((bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment);
+  }
   GemmPlans& gemm_plans();
   bool deterministic() const { return deterministic_; }
   int multiprocessors() const { return multiprocessors_; }
@@ -68,7 +75,7 @@ class CudaStream final : public Stream {
   // Another stream, for work that begins when all that is enqueued here has run and that nobody
   // waits for yet. This stream goes on beside it with what is known to leave its memory alone
   // (GoesOnBeside); whatever else is enqueued waits for it, and so does the next call of Scratch,
-  // whose memory it may use.
+  // whose memory it may use. Of two such works the later one begins when the earlier has ended.
   cudaStream_t Beside();
   // What is enqueued next waits for the work of Beside.
   void Join();
@@ -78,6 +85,7 @@ class CudaStream final : public Stream {
 
  private:
   friend class GoesOnBeside;
+  static constexpr size_t kScratchAlignment = 256;
   void ForgetGraphs();
 
   const int index_;
@@ -85,6 +93,7 @@ class CudaStream final : public Stream {
   cudaStream_t stream_ = nullptr;
   void* scratch_ = nullptr;
   size_t scratch_bytes_ = 0;
+  bool second_half_ = false;  // whose turn it was
   int multiprocessors_ = 0;
   size_t shared_of_block_ = 0;
   bool runs_sm90_code_ = false;
@@ -185,6 +194,9 @@ inline bool HasClusters(Stream& stream) {
   return static_cast<CudaStream&>(stream).runs_sm90_code();
 }
 inline bool IsHopper(Stream& stream) { return static_cast<CudaStream&>(stream).is_hopper(); }
+inline void* ScratchInTurn(Stream& stream, size_t bytes) {
+  return static_cast<CudaStream&>(stream).ScratchInTurn(bytes);
+}
 inline void* Scratch(Stream& stream, size_t bytes) {
   return static_cast<CudaStream&>(stream).Scratch(bytes);
 }

@@ -61,9 +61,10 @@ AttentionArguments MakeArguments(const TensorView& out, const TensorView& qkv, c
           .window = spec.window};
 }
 
-// Scratch memory for the kernels that will run. decode: those for chunks of one token; staged:
-// those that may copy slots first.
-void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode, bool staged) {
+// Scratch memory for the kernels that will run. whole: of a whole pass; decode: those for chunks of
+// one token; staged: those that may copy slots first.
+void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool whole, bool decode,
+             bool staged) {
   const size_t parts =
       decode ? size_t(batch.chunks) * a.kv.kv_heads * PartFloats(a.kv, a.group) : 0;
   const size_t weights = decode && a.wants_mass ? size_t(batch.chunks) * a.kv.kv_heads *
@@ -74,8 +75,9 @@ void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool decode, 
   const int pairs = batch.chunks * kv.kv_heads;
   a.staged_pairs = staged ? StagedPairs(pairs, kv.slots, kv.head_dim) : pairs;
   const size_t staged_bytes = staged ? a.staged_pairs * StagedPairBytes(kv.slots, kv.head_dim) : 0;
+  const size_t bytes = staged_bytes + (parts + weights + lse) * sizeof(float);
   auto* const scratch =
-      static_cast<std::byte*>(Scratch(s, staged_bytes + (parts + weights + lse) * sizeof(float)));
+      static_cast<std::byte*>(whole ? ScratchInTurn(s, bytes) : Scratch(s, bytes));
   a.staged = staged ? scratch : nullptr;
   a.parts = reinterpret_cast<float*>(scratch + staged_bytes);
   a.weights = a.parts + parts;
@@ -102,7 +104,8 @@ size_t AttentionScratch(const PassShape& shape) {
                                MostStagedPairs(shape.slots, shape.head_dim)) *
              StagedPairBytes(shape.slots, shape.head_dim);
   }
-  return staged + (lse + decode) * sizeof(float);
+  const size_t pass = (lse + decode) * sizeof(float);
+  return std::max(staged + pass, CudaStream::BytesInTurn(pass));
 }
 
 bool HasMma(int head_dim) {
@@ -135,7 +138,7 @@ void Attention(Stream& s, TensorView out, float* mass, TensorView qkv, const Bat
   a.mass = mass;
   const bool mma = TakesMma(out, qkv, kv);
   const bool copies = a.wants_mass || IsQuantized(kv.k_format) || IsQuantized(kv.v_format);
-  Provide(s, a, batch, mma && (batch.max_chunk_tokens == 1 || batch.chunks > 1),
+  Provide(s, a, batch, /*whole=*/false, mma && (batch.max_chunk_tokens == 1 || batch.chunks > 1),
           mma && batch.max_chunk_tokens > 1 && copies);
   switch (qkv.dtype) {
     case DType::kF32:
@@ -167,7 +170,7 @@ bool AttendDecode(Stream& s, TensorView out, TensorView qkv, const Batch& batch,
   std::copy(policies.begin(), policies.end(), pass.policies);
   pass.attention.wants_mass = table.scores != nullptr;
   pass.attention.value_norms = table.value_norms;
-  Provide(s, pass.attention, batch, /*decode=*/true, /*staged=*/false);
+  Provide(s, pass.attention, batch, /*whole=*/true, /*decode=*/true, /*staged=*/false);
   if (qkv.dtype == DType::kF16) {
     RunDecodePass<__half>(s, pass);
   } else {

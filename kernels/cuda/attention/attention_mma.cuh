@@ -48,9 +48,13 @@ void AttendMma(Stream& s, const AttentionArguments& a, const Batch& batch) {
 template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p) {
   const AttentionArguments& a = p.attention;
+  // Attention goes on beside the mass of the pass before, which lies in the other half of the
+  // scratch memory. What follows waits for that mass: then its memory is free for the next pass.
+  const GoesOnBeside beside(s);
   LaunchDecode(s, p);
+  Join(s);
   if (a.wants_mass) TakeMass(s, p);
-  const GoesOnBeside beside(s);  // of the parts both read m, l and v, and TakeMass no others
+  // Of the parts FinishDecode and TakeMass both read m, l and v, and TakeMass no others.
   LaunchDependent(s, FinishDecode<T>, dim3(a.heads, p.batch.chunks), kMergeThreads, MergeBytes(a),
                   p);
 }
