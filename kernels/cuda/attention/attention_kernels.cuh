@@ -93,6 +93,10 @@ struct DecodePass {
   // The tokens have their slots (PlaceDecode), but q has not been turned, nor k and v written: that
   // comes with the attention. What follows is of such a pass alone.
   bool whole = false;
+  // One of the waves of chunks that a pass is attended in (decode_pass.cuh): another comes before,
+  // behind it.
+  bool after_wave = false;
+  bool before_wave = false;
   SlotTable table = {};
   Placement placement = {};
   AttentionSpec spec = {};
@@ -102,8 +106,8 @@ template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p);
 
 // decode/take_mass.cu: adds the mass of a whole pass, of which LaunchDecode has left the weights,
-// to the scores, beside what is enqueued next (CudaStream::Beside).
-void TakeMass(Stream& s, const DecodePass& p);
+// to the scores.
+void TakeMass(cudaStream_t stream, const DecodePass& p);
 
 // decode/: chunks of one token, up to what it leaves to whoever merges it (decode/parts.cuh). One
 // for each pair of formats that a storage has.

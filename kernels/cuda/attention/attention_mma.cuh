@@ -48,15 +48,27 @@ void AttendMma(Stream& s, const AttentionArguments& a, const Batch& batch) {
 template <class T>
 void RunDecodePass(Stream& s, const DecodePass& p) {
   const AttentionArguments& a = p.attention;
-  // Attention goes on beside the mass of the pass before, which lies in the other half of the
-  // scratch memory. What follows waits for that mass: then its memory is free for the next pass.
+  // Attention goes on beside the mass of the pass or wave before, which lies in the other half of
+  // the scratch memory or in another part of this one. What follows waits for that mass: then its
+  // memory is free for the next but one.
   const GoesOnBeside beside(s);
-  LaunchDecode(s, p);
-  Join(s);
-  if (a.wants_mass) TakeMass(s, p);
-  // Of the parts FinishDecode and TakeMass both read m, l and v, and TakeMass no others.
-  LaunchDependent(s, FinishDecode<T>, dim3(a.heads, p.batch.chunks), kMergeThreads, MergeBytes(a),
-                  p);
+  const int waves = WavesOf(p);
+  for (int i = 0; i < waves; ++i) {
+    const DecodePass wave = WaveOf(p, i, waves);
+    const dim3 grid(a.heads, wave.batch.chunks);
+    LaunchDecode(s, wave);
+    Join(s);
+    // Of the parts FinishDecode and TakeMass both read m, l and v, and TakeMass no others.
+    const cudaStream_t side = a.wants_mass ? Beside(s) : nullptr;
+    if (wave.before_wave) {
+      FinishDecode<T><<<grid, kMergeThreads, MergeBytes(a), side>>>(wave);
+      CUDA_CHECK(cudaGetLastError());
+    }
+    if (a.wants_mass) TakeMass(side, wave);
+    if (!wave.before_wave) {
+      LaunchDependent(s, FinishDecode<T>, grid, kMergeThreads, MergeBytes(a), wave);
+    }
+  }
 }
 
 }  // namespace keyline::cuda

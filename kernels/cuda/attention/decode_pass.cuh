@@ -2,8 +2,11 @@
 // kernels a layer, and a third beside what follows: AttendDecode turns q and k, writes k and v and
 // attends (decode/attend.cuh); FinishDecode merges its parts and advances the lanes; TakeMass
 // (decode/take_mass.cu) adds the mass to the scores, which nobody reads before the next pass.
-// Together with PlaceDecode they do what the operations of cache_ops.h do one by one.
+// Together with PlaceDecode they do what the operations of cache_ops.h do one by one. Of a large
+// pass they go over the chunks in waves.
 #pragma once
+
+#include <algorithm>
 
 #include "kernels/cuda/attention/decode/parts.cuh"
 #include "kernels/cuda/cache/ranking.cuh"
@@ -25,6 +28,41 @@ __global__ void __launch_bounds__(kMergeThreads) FinishDecode(const DecodePass p
   MergeHead<T>(merge, a, t, chunk, head % a.group, splits);
   // Nobody else reads the progress meanwhile.
   if (head == 0 && threadIdx.x == 0) AdvanceLane(p.table, t.chunk, rules);
+}
+
+// A pass that takes mass writes softmax weights and reads them again, through the L2 cache. If they
+// are many, most of them go to memory in between, and memory is slow at what is written now and
+// then: so a large pass is attended in waves of chunks, and while one is attended the outputs of
+// the wave before are merged and its mass is taken. Llama-8B, 32 sequences of 16,384 slots (H200):
+// 531 us a layer instead of 563, whose weights are 38 MB. Waves of 4 MB take 546, of 12 MB 541.
+// int8 goes in one wave: its blocks use all registers, so nothing runs beside them, and waves of 8
+// MB took 2 % longer.
+constexpr size_t kWaveBytes = 8 << 20;
+
+inline int WavesOf(const DecodePass& p) {
+  const AttentionArguments& a = p.attention;
+  if (!a.wants_mass || IsQuantized(a.kv.k_format)) return 1;
+  const size_t bytes =
+      size_t(p.batch.chunks) * a.kv.kv_heads * WeightFloats(a.kv.slots, a.group) * sizeof(float);
+  const size_t waves = (bytes + kWaveBytes - 1) / kWaveBytes;
+  return static_cast<int>(std::min(waves, size_t(p.batch.chunks)));
+}
+
+// Wave `number` of a pass as a pass of its own, with its share of the chunks and scratch memory.
+inline DecodePass WaveOf(const DecodePass& p, int number, int waves) {
+  const auto begin_of = [&](int64_t i) { return static_cast<int>(p.batch.chunks * i / waves); };
+  const int begin = begin_of(number);
+  DecodePass wave = p;
+  wave.after_wave = number > 0;
+  wave.before_wave = number < waves - 1;
+  wave.batch.chunk += begin;
+  wave.batch.chunks = begin_of(number + 1) - begin;
+  AttentionArguments& a = wave.attention;
+  const size_t heads = size_t(begin) * a.kv.kv_heads;
+  a.chunk += begin;
+  a.parts += heads * PartFloats(a.kv, a.group);
+  a.weights += heads * WeightFloats(a.kv.slots, a.group);
+  return wave;
 }
 
 }  // namespace keyline::cuda

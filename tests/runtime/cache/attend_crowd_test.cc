@@ -14,6 +14,7 @@ namespace {
 
 struct CrowdShape {
   int heads, kv_heads, head_dim;
+  int length = 400;
 };
 
 // Passes of all feeds together, and of each by itself: the same outputs, to the bit.
@@ -42,8 +43,8 @@ TEST_P(AttendCrowd, EachLaneAsAlone) {
   const KvCacheShape shape{.lanes = 40,
                            .kv_heads = heads.kv_heads,
                            .head_dim = heads.head_dim,
-                           .length = 400,
-                           .max_tokens = 400,
+                           .length = heads.length,
+                           .max_tokens = heads.length,
                            .plain = under_test.activations};
   CacheConfig config;
   config.storage = storage;
@@ -53,7 +54,7 @@ TEST_P(AttendCrowd, EachLaneAsAlone) {
   CacheDriver alone(*device, config, shape, spec, under_test.activations);
   std::vector<Feed> feeds;
   for (int lane = 0; lane < shape.lanes; ++lane) {
-    const int filled = std::min(200 + 6 * lane, shape.length);
+    const int filled = std::min(shape.length - 200 + 6 * lane, shape.length);
     const Feed first{.lane = lane, .tokens = filled, .stream = 90u + lane};
     for (CacheDriver* driver : {&together, &alone}) {
       driver->Open(lane, config.policy);
@@ -79,6 +80,8 @@ std::vector<std::tuple<CrowdShape, std::string, std::string, DeviceUnderTest>> C
       for (const char* storage : {"plain", "int4"}) {
         cases.emplace_back(CrowdShape{34, 2, 64}, storage, policy, device);
       }
+      // So much that goes on its way to mass that the lanes are attended in waves.
+      cases.emplace_back(CrowdShape{64, 1, 64, 1600}, "plain", policy, device);
     }
   }
   return cases;

@@ -209,7 +209,8 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
   const int portions = Shared::kLeastPortions < kPortions ? some_portions : kPortions;
   const int ring_bytes = portions * OnePortion::kBytes;
   extern __shared__ __align__(16) std::byte shared[];
-  LetSuccessorBegin();
+  // The next wave does not wait for q, k and v, so it must not begin before they are there.
+  if (p.after_wave || !p.before_wave) LetSuccessorBegin();
   const AttentionArguments& a = p.attention;
   int items = 0;
   DecodeWalk walk(a, units, items);
@@ -256,7 +257,12 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
                    : 0;
   };
   int slot = placed();
-  if (p.whole) WaitForPredecessor();
+  if (p.after_wave) {
+    __threadfence();  // q, k and v were there before this began; what L1 has of them may be older
+  } else if (p.whole) {
+    WaitForPredecessor();
+    if (p.before_wave) LetSuccessorBegin();
+  }
 
   Keys<kK, kDim> keys;
   Values<kV, kDim> values;
@@ -376,6 +382,7 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeShared<kK, kV, kDim>::kB
     __syncthreads();
     if (i + 1 < items) walk.Next();
   }
+  if (p.after_wave) WaitForPredecessor();  // what follows may then know all waves to have ended
 }
 
 // Blocks of a kernel that the stream's device runs at the same time.

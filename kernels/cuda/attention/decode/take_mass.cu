@@ -52,11 +52,11 @@ __global__ void __launch_bounds__(kMergeThreads, 7) TakeMassKernel(const DecodeP
 
 }  // namespace
 
-void TakeMass(Stream& s, const DecodePass& p) {
+void TakeMass(cudaStream_t stream, const DecodePass& p) {
   const AttentionArguments& a = p.attention;
   constexpr int kSlots = SlotMass::kBlockSlots;
   const dim3 grid(a.kv.kv_heads, p.batch.chunks, (a.kv.slots + kSlots - 1) / kSlots);
-  TakeMassKernel<<<grid, kMergeThreads, MergeBytes(a), Beside(s)>>>(p);
+  TakeMassKernel<<<grid, kMergeThreads, MergeBytes(a), stream>>>(p);
   CUDA_CHECK(cudaGetLastError());
 }
 
