@@ -8,7 +8,7 @@
 namespace keyline::cuda {
 namespace {
 
-// Grid: (kv_heads, chunks, kBlockSlots slots each). Dynamic shared memory: MergeBytes.
+// Grid: (kv_heads, chunks, kBlockSlots slots each). Dynamic shared memory: [group].
 __global__ void __launch_bounds__(kMergeThreads, 7) TakeMassKernel(const DecodePass p) {
   extern __shared__ __align__(16) float lse[];
   const AttentionArguments& a = p.attention;
@@ -56,7 +56,7 @@ void TakeMass(cudaStream_t stream, const DecodePass& p) {
   const AttentionArguments& a = p.attention;
   constexpr int kSlots = SlotMass::kBlockSlots;
   const dim3 grid(a.kv.kv_heads, p.batch.chunks, (a.kv.slots + kSlots - 1) / kSlots);
-  TakeMassKernel<<<grid, kMergeThreads, MergeBytes(a), stream>>>(p);
+  TakeMassKernel<<<grid, kMergeThreads, a.group * sizeof(float), stream>>>(p);
   CUDA_CHECK(cudaGetLastError());
 }
 
