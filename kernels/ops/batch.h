@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "kernels/device/tensor.h"
 
@@ -35,7 +36,9 @@ inline constexpr int32_t kDrawnToken = -1;
 struct Batch {
   int tokens = 0;  // sum over chunks
   int chunks = 0;
-  int max_chunk_tokens = 0;              // most tokens of one chunk
+  int max_chunk_tokens = 0;  // most tokens of one chunk
+  // No cache has more slots in use when the pass has run, for the lanes of all chunks together.
+  int64_t max_slots = std::numeric_limits<int64_t>::max();
   const Chunk* chunk = nullptr;          // [chunks], device
   const int32_t* token_ids = nullptr;    // [tokens], device
   const int32_t* positions = nullptr;    // [tokens], device: position in its own sequence

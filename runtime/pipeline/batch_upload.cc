@@ -3,6 +3,7 @@
 #include <glog/logging.h>
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "kernels/device/status_macros.h"
@@ -126,6 +127,7 @@ UploadedBatch BatchUpload::Add(const pipeline::PlanBatch& plan, int32_t* image, 
   Rows scored = take_rows(scored_rows, out.scored);
 
   int32_t first = 0;
+  int64_t positions = 0;  // behind the last of each chunk
   for (int index = 0; index < batch.chunks; ++index) {
     const pipeline::PlanChunk& c = plan.chunks(index);
     const int32_t count = c.token_ids_size();
@@ -143,11 +145,16 @@ UploadedBatch BatchUpload::Add(const pipeline::PlanBatch& plan, int32_t* image, 
       if (IsScored(c)) scored.Add(first + i, c.lane(), c.first_position() + i + 1, c.targets(i));
     }
     first += count;
+    positions += c.first_position() + count;
     if (c.output() == pipeline::OUTPUT_SAMPLE) {
       sampled.Add(first - 1, c.lane(), c.first_position() + count, -1);
     }
     batch.max_chunk_tokens = std::max(batch.max_chunk_tokens, count);
   }
+  // Rounded up, as passes that differ by it are recorded one by one.
+  constexpr uint64_t kFewSlots = 1 << 16;
+  batch.max_slots =
+      static_cast<int64_t>(std::bit_ceil(std::max(static_cast<uint64_t>(positions), kFewSlots)));
   return out;
 }
 

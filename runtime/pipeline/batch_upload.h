@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -33,6 +34,13 @@ struct UploadedBatch {
   HeadRows sampled;                    // one row for each OUTPUT_SAMPLE chunk
   HeadRows scored;                     // all rows of scored chunks
   const int32_t* first_row = nullptr;  // device, [1]: for Sampler::Sample, as it was given to Set
+
+  // Of a batch of one token a chunk: equal where a pass enqueues the same operations.
+  uint64_t decode_key() const {
+    const auto slots =
+        static_cast<uint64_t>(std::bit_width(static_cast<uint64_t>(batch.max_slots)));
+    return uint64_t(batch.chunks) << 40 | slots << 32 | uint64_t(sampled.count);
+  }
 };
 
 class BatchUpload {

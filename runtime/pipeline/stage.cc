@@ -330,7 +330,7 @@ void Stage::RunDecode(Pass& pass, Communicator& comm, Running& step) {
   Stream& s = *p_->stream;
   const int rows = pass.uploaded.sampled.count;
   const bool drawn = p_->shard.head && rows > 0 && rows <= kLogitRows;
-  s.Replay(uint64_t(pass.batch().chunks) << 32 | uint64_t(rows), [&] {
+  s.Replay(pass.uploaded.decode_key(), [&] {
     KvCache::PlaceAhead(s, p_->caches, pass.batch());
     Embed(pass);
     for (int i = 0; i < p_->shard.layers; ++i) {

@@ -42,8 +42,9 @@ constexpr size_t kWaveBytes = 8 << 20;
 inline int WavesOf(const DecodePass& p) {
   const AttentionArguments& a = p.attention;
   if (!a.wants_mass || IsQuantized(a.kv.k_format)) return 1;
-  const size_t bytes =
-      size_t(p.batch.chunks) * a.kv.kv_heads * WeightFloats(a.kv.slots, a.group) * sizeof(float);
+  // As many full lanes would have as many slots in use.
+  const int64_t lanes = std::min<int64_t>(p.batch.chunks, p.batch.max_slots / a.kv.slots + 1);
+  const size_t bytes = lanes * a.kv.kv_heads * WeightFloats(a.kv.slots, a.group) * sizeof(float);
   const size_t waves = (bytes + kWaveBytes - 1) / kWaveBytes;
   return static_cast<int>(std::min(waves, size_t(p.batch.chunks)));
 }
