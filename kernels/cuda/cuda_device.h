@@ -52,8 +52,9 @@ class CudaStream final : public Stream {
   // valid for work enqueued before the next call. Grows by waiting for the stream, so a first pass
   // of the largest size makes it fixed.
   void* Scratch(size_t bytes);
-  // The same, but for work of Beside, too: calls take turns with two halves of the memory, so that
-  // this need not wait for that, and what it gives is valid until the next call but one.
+  // The same, but for work of Beside, too: calls take turns with two halves of the memory, so this
+  // does not wait for that, and what it gives is valid until Scratch or the next call but one.
+  // REQUIRES: behind what the call before enqueued here, the work of Beside before that was joined.
   void* ScratchInTurn(size_t bytes);
   // What that takes of the memory.
   static size_t BytesInTurn(size_t bytes) {

@@ -7,10 +7,13 @@
 // transitive, so one that did not wait would let its successor race its predecessor. Before the
 // wait a kernel may read only what nothing of the same pass writes but kernels that have ended
 // before others began (LaunchApart): weights, the batch, the rules of lanes, where tokens go, its
-// own layer's cache as the pass before left it; and whatever was there before its predecessor let
-// it begin, if that did so behind its own wait. A pass begins with a copy to the device, and that
+// own layer's cache as the pass before left it. A pass begins with a copy to the device, and that
 // waits for all there was. Work of CudaStream::Beside is a predecessor, too, of what comes behind
 // it.
+//
+// Waves of attention (attention/decode_pass.cuh) but the first wait at their end only: the first
+// lets the next one begin behind its wait. So they may use all that was there then, but nothing
+// that the wave before or work joined since reads or writes.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -31,12 +31,13 @@ size_t BatchUpload::BytesFor(int lanes, int max_tokens, int max_batches) {
 }
 
 absl::StatusOr<BatchUpload> BatchUpload::Make(Device& device, int lanes, int max_tokens,
-                                              int max_batches) {
+                                              int max_batches, int longest_cache) {
   const size_t bytes = BytesFor(lanes, max_tokens, max_batches);
   BatchUpload upload;
   upload.lanes_ = lanes;
   upload.max_tokens_ = max_tokens;
   upload.max_batches_ = max_batches;
+  upload.longest_cache_ = longest_cache;
   ASSIGN_OR_RETURN(upload.memory_,
                    Tensor::Allocate(device, DType::kU8, {static_cast<int64_t>(bytes)}));
   for (Image& image : upload.images_) {
@@ -127,7 +128,7 @@ UploadedBatch BatchUpload::Add(const pipeline::PlanBatch& plan, int32_t* image, 
   Rows scored = take_rows(scored_rows, out.scored);
 
   int32_t first = 0;
-  int64_t positions = 0;  // behind the last of each chunk
+  int64_t slots = 0;
   for (int index = 0; index < batch.chunks; ++index) {
     const pipeline::PlanChunk& c = plan.chunks(index);
     const int32_t count = c.token_ids_size();
@@ -145,16 +146,16 @@ UploadedBatch BatchUpload::Add(const pipeline::PlanBatch& plan, int32_t* image, 
       if (IsScored(c)) scored.Add(first + i, c.lane(), c.first_position() + i + 1, c.targets(i));
     }
     first += count;
-    positions += c.first_position() + count;
+    slots += std::min(int64_t{c.first_position()} + count, longest_cache_);
     if (c.output() == pipeline::OUTPUT_SAMPLE) {
       sampled.Add(first - 1, c.lane(), c.first_position() + count, -1);
     }
     batch.max_chunk_tokens = std::max(batch.max_chunk_tokens, count);
   }
   // Rounded up, as passes that differ by it are recorded one by one.
-  constexpr uint64_t kFewSlots = 1 << 16;
+  constexpr uint64_t kFewSlots = 1 << 14;
   batch.max_slots =
-      static_cast<int64_t>(std::bit_ceil(std::max(static_cast<uint64_t>(positions), kFewSlots)));
+      static_cast<int64_t>(std::bit_ceil(std::max(static_cast<uint64_t>(slots), kFewSlots)));
   return out;
 }
 

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -35,7 +36,7 @@ struct UploadedBatch {
   HeadRows scored;                     // all rows of scored chunks
   const int32_t* first_row = nullptr;  // device, [1]: for Sampler::Sample, as it was given to Set
 
-  // Of a batch of one token a chunk: equal where a pass enqueues the same operations.
+  // Of a batch of one token a chunk: passes with equal keys enqueue the same operations.
   uint64_t decode_key() const {
     const auto slots =
         static_cast<uint64_t>(std::bit_width(static_cast<uint64_t>(batch.max_slots)));
@@ -48,9 +49,11 @@ class BatchUpload {
   // More than decode steps can be under way, so that pieces of prompts seldom wait for each other.
   static constexpr int kImages = 4;
 
-  // Up to `max_batches` batches with `max_tokens` tokens in all.
+  // Up to `max_batches` batches with `max_tokens` tokens in all, for caches of at most
+  // `longest_cache` slots a lane.
   static absl::StatusOr<BatchUpload> Make(Device& device, int lanes, int max_tokens,
-                                          int max_batches = 1);
+                                          int max_batches = 1,
+                                          int longest_cache = std::numeric_limits<int>::max());
   static size_t BytesFor(int lanes, int max_tokens, int max_batches);
 
   // REQUIRES: the batches fit lanes, max_tokens and max_batches, and a lane occurs once in each
@@ -79,6 +82,7 @@ class BatchUpload {
   int lanes_ = 0;
   int max_tokens_ = 0;
   int max_batches_ = 0;
+  int64_t longest_cache_ = 0;
   Tensor memory_;
   std::array<Image, kImages> images_;
   size_t next_image_ = 0;

@@ -19,6 +19,9 @@ enum class Offload {
   kAll,   // all layers stream
 };
 
+// Batches that one sweep takes at most.
+constexpr int kSweepBatches = 64;
+
 struct OffloadPlan {
   std::vector<bool> streamed;  // one a layer of the rank; empty: all stay
   int slots = 0;               // that layers stream through
@@ -30,6 +33,8 @@ struct OffloadPlan {
   size_t streamed_bytes = 0;     // that go over the link each time all layers run
 
   bool streams() const { return slots > 0; }
+  // That go through a layer together at most.
+  int batches() const { return streams() ? kSweepBatches : 1; }
   int streamed_layers() const;
 };
 
@@ -66,8 +71,6 @@ struct LinkRates {
 double StepSeconds(const OffloadPlan& plan, const StageNeeds& needs, double kv_bytes,
                    const LinkRates& rates);
 
-// Batches that one sweep takes at most.
-constexpr int kSweepBatches = 64;
 // Tokens of a step beyond which a further sweep costs little beside the work itself.
 constexpr int kMostStepTokens = 16384;
 

@@ -1,6 +1,7 @@
 // PipelineSpec: everything that all ranks of a pipeline agree on before the first step.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -24,6 +25,10 @@ struct PipelineSpec {
   // Most steps in flight; at 1 a lone GPU has another, ahead of its host (Coordinator::runs_ahead).
   int pipeline_depth = 1;
   std::vector<ShardRange> shards;  // one a rank
+
+  int longest_cache() const {
+    return *std::max_element(cache_lengths.begin(), cache_lengths.end());
+  }
 };
 
 // What one rank needs on its device.

@@ -149,7 +149,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(
                                             spec.max_positions));
   const int step_tokens = std::max(offload.step_tokens, spec.max_pass_tokens);
   ASSIGN_OR_RETURN(p->upload, BatchUpload::Make(device, spec.cache.lanes, step_tokens,
-                                                offload.streams() ? kSweepBatches : 1));
+                                                offload.batches(), spec.longest_cache()));
   const ActivationWidths widths = model.widths();
   const DType type = device.ActivationType(spec.dtype);
   const int tokens = spec.max_pass_tokens;
@@ -251,10 +251,9 @@ absl::Status Stage::RunBatches(const StepPlan& plan, Communicator& comm, Running
 }
 
 int Stage::SweepSize(const StepPlan& plan, int first) const {
-  if (!p_->offload.streams()) return 1;
   int count = 0;
   int tokens = 0;
-  for (; first + count < plan.batches_size() && count < kSweepBatches; ++count) {
+  for (; first + count < plan.batches_size() && count < p_->offload.batches(); ++count) {
     for (const PlanChunk& chunk : plan.batches(first + count).chunks()) {
       tokens += chunk.token_ids_size();
     }

@@ -82,7 +82,7 @@ void Provide(Stream& s, AttentionArguments& a, const Batch& batch, bool whole, b
   a.parts = reinterpret_cast<float*>(scratch + staged_bytes);
   a.weights = a.parts + parts;
   a.lse = a.weights + weights;
-  // Less than this stays in the L2 cache until the next layer writes it again.
+  // Less than this stays in the L2 cache until it is written again.
   constexpr size_t kDiscardedBytes = 4 << 20;
   a.discards = (parts + weights) * sizeof(float) > kDiscardedBytes;
 }

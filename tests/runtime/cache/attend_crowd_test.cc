@@ -80,8 +80,9 @@ std::vector<std::tuple<CrowdShape, std::string, std::string, DeviceUnderTest>> C
       for (const char* storage : {"plain", "int4"}) {
         cases.emplace_back(CrowdShape{34, 2, 64}, storage, policy, device);
       }
-      // So much that goes on its way to mass that the lanes are attended in waves.
-      cases.emplace_back(CrowdShape{64, 1, 64, 1600}, "plain", policy, device);
+      // Where mass is taken, so much is on its way to it that the lanes are attended in three
+      // waves.
+      cases.emplace_back(CrowdShape{128, 1, 64, 1600}, "plain", policy, device);
     }
   }
   return cases;

@@ -31,6 +31,10 @@ class BatchUploadTest : public testing::Test {
     upload_.Set(*stream_, StepOf(before));
     return upload_.batches().front();
   }
+  void Restart(int longest_cache) {
+    upload_ = *BatchUpload::Make(*device_, /*lanes=*/8, /*max_tokens=*/8, /*max_batches=*/1,
+                                 longest_cache);
+  }
 
  private:
   std::unique_ptr<Device> device_ = *OpenCpuDevice(/*threads=*/1, "");
@@ -46,6 +50,13 @@ TEST_F(BatchUploadTest, CountsTheSlotsThatAllLanesMayHaveInUse) {
     EXPECT_GE(Upload(before).batch.max_slots, slots);
   }
   EXPECT_LT(Upload({99, 4095}).batch.max_slots, Upload({99, 131072}).batch.max_slots);
+}
+
+TEST_F(BatchUploadTest, CountsNoMoreThanCachesHave) {
+  Restart(/*longest_cache=*/1 << 15);
+  const UploadedBatch full = Upload({1 << 15, 1 << 15});
+  EXPECT_EQ(full.batch.max_slots, 1 << 16);
+  EXPECT_EQ(Upload({1 << 20, 1 << 29}).decode_key(), full.decode_key());
 }
 
 TEST_F(BatchUploadTest, StepsThatEnqueueTheSameHaveOneKey) {

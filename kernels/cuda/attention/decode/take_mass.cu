@@ -1,6 +1,6 @@
 // The mass of a whole pass, from weights to scores. Nobody reads these before the next pass chooses
-// slots, so it runs beside the products that follow (CudaStream::Beside). On their way it took 1.4
-// us of a layer's 77 of Qwen3-4B with one sequence (16,384 slots) and, of Llama-8B with 32
+// slots, so it runs beside what follows, products or attention (CudaStream::Beside). Before, it
+// took 1.4 us of a layer's 77 of Qwen3-4B with one sequence (16,384 slots) and, of Llama-8B with 32
 // sequences of 4,096 slots, 10 of 280 (H200).
 #include "kernels/cuda/attention/decode/parts.cuh"
 #include "kernels/cuda/cuda_check.h"
