@@ -98,6 +98,29 @@ std::vector<std::vector<std::vector<float>>> CacheDriver::RunTogether(
   return out;
 }
 
+std::vector<std::vector<float>> CacheDriver::RunRecorded(const std::vector<Feed>& feeds) {
+  Pass pass = Prepare(feeds);
+  CHECK_EQ(pass.batch.max_chunk_tokens, 1);
+  if (!recorded_.has_value()) {
+    recorded_ = std::move(pass);
+  } else {
+    CHECK_EQ(pass.batch.chunks, recorded_->batch.chunks);
+    const auto copy = [&](const Tensor& to, const Tensor& from) {
+      stream_->CopyAsync(to.view().data, from.view().data, from.bytes());
+    };
+    copy(recorded_->chunk, pass.chunk);
+    copy(recorded_->positions, pass.positions);
+    copy(recorded_->token_chunk, pass.token_chunk);
+    copy(recorded_->qkv, pass.qkv);
+    recorded_->chunks = pass.chunks;
+  }
+  stream_->Replay(/*key=*/1, [&] {
+    KvCache::PlaceAhead(*stream_, std::span(&cache_, 1), recorded_->batch);
+    cache_->Attend(*stream_, recorded_->batch, recorded_->qkv, spec_, recorded_->out);
+  });
+  return Read(*recorded_);
+}
+
 CacheDriver::Pass CacheDriver::Prepare(const std::vector<Feed>& feeds) {
   const int64_t width = int64_t{spec_.heads + 2 * spec_.kv_heads} * spec_.head_dim;
   const int64_t out_width = int64_t{spec_.heads} * spec_.head_dim;

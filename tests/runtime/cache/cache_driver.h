@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,9 @@ class CacheDriver {
   // Several passes, enqueued one behind the other before anything is read; of each what Run gives.
   std::vector<std::vector<std::vector<float>>> RunTogether(
       const std::vector<std::vector<Feed>>& passes);
+  // The same as Run for one token of each of some lanes, through Stream::Replay: a device that can
+  // records the second such pass and replays it from then on. REQUIRES: as many feeds each time.
+  std::vector<std::vector<float>> RunRecorded(const std::vector<Feed>& feeds);
   // The same as Run for one feed.
   std::vector<float> Run(const Feed& feed) { return Run(std::vector<Feed>{feed})[0]; }
   // Tells where a lane is, after a restore.
@@ -68,6 +72,7 @@ class CacheDriver {
   std::unique_ptr<KvCache> cache_;
   std::vector<int> positions_;
   int passes_ = 0;
+  std::optional<Pass> recorded_;  // whose memory a recording reads and writes
 };
 
 // The oracle of a lane with these rules.

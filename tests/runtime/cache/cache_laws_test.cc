@@ -154,12 +154,14 @@ TEST_P(CacheLaws, FirstChunkMayBeCutAtWill) {
   EXPECT_EQ(run(0, {prompt - 1, 1}), whole);
 }
 
-// What a pass leaves behind on its way is there for the next, however soon that comes.
-TEST_P(CacheLaws, StepsEnqueuedTogetherAreThoseOneByOne) {
+// What a pass leaves behind on its way is there for the next, however soon that comes, and a
+// recording of a pass does what the pass does.
+TEST_P(CacheLaws, StepsTogetherOrRecordedAreThoseOneByOne) {
   const auto device = this->device().Open();
   const AttentionSpec spec = PlainSpec(8, 4, 64);
   constexpr int kLanes = 3, kLength = 380, kSteps = 8;
-  const auto run = [&](bool together) {
+  enum class How { kOneByOne, kTogether, kRecorded };
+  const auto run = [&](How how) {
     CacheDriver driver(*device, Config(), ShapeOf(spec, kLanes, kLength), spec, activations());
     std::vector<Feed> step(kLanes);
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -170,10 +172,9 @@ TEST_P(CacheLaws, StepsEnqueuedTogetherAreThoseOneByOne) {
       }
     }
     std::vector<std::vector<std::vector<float>>> out(kSteps);
-    if (together) {
-      out = driver.RunTogether(std::vector(kSteps, step));
-    } else {
-      for (auto& of_step : out) of_step = driver.Run(step);
+    if (how == How::kTogether) out = driver.RunTogether(std::vector(kSteps, step));
+    for (int i = 0; how != How::kTogether && i < kSteps; ++i) {
+      out[i] = how == How::kRecorded ? driver.RunRecorded(step) : driver.Run(step);
     }
     std::vector<std::vector<std::vector<int32_t>>> slots(kLanes);
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -181,7 +182,9 @@ TEST_P(CacheLaws, StepsEnqueuedTogetherAreThoseOneByOne) {
     }
     return std::pair(out, slots);
   };
-  EXPECT_EQ(run(true), run(false));
+  const auto one_by_one = run(How::kOneByOne);
+  EXPECT_EQ(run(How::kTogether), one_by_one);
+  EXPECT_EQ(run(How::kRecorded), one_by_one);
 }
 
 TEST_P(CacheLaws, LanesDoNotInfluenceEachOther) {
