@@ -56,7 +56,8 @@ TEST_P(AttendCrowd, EachLaneAsAlone) {
   CacheDriver alone(*device, config, shape, spec, under_test.activations);
   std::vector<Feed> feeds;
   for (int lane = 0; lane < shape.lanes; ++lane) {
-    const int filled = std::min(shape.length - 200 + 6 * lane, shape.length);
+    // Some are full, some come to be full, the others take less time to make.
+    const int filled = lane < 34 ? std::min(200 + 6 * lane, shape.length) : shape.length;
     const Feed first{.lane = lane, .tokens = filled, .stream = 90u + lane};
     for (CacheDriver* driver : {&together, &alone}) {
       driver->Open(lane, config.policy);
