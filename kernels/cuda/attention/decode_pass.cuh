@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(kMergeThreads) FinishDecode(const DecodePass p
 // are many, most of them go to memory in between, and memory is slow at what is written now and
 // then: so a large pass is attended in waves of chunks, and while one is attended the outputs of
 // the wave before are merged and its mass is taken. Llama-8B, 32 sequences of 16,384 slots (H200):
-// 531 us a layer instead of 563, whose weights are 38 MB. Waves of 4 MB take 546, of 12 MB 541.
-// Quantised caches go in one wave: blocks of int8 use all registers, so nothing runs beside them,
-// and waves of 8 MB took 2 % longer; int4 and k8v4 were not tried.
+// 532 us a layer instead of 563, whose weights are 38 MB. Waves of 4 MB take 3 % longer, of 12 MB
+// 2 %. Quantised caches go in one wave: blocks of int8 use all registers, so nothing runs beside
+// them, and waves of 8 MB took 12 % longer than one; int4 and k8v4 were not tried.
 constexpr size_t kWaveBytes = 8 << 20;
 
 inline int WavesOf(const DecodePass& p) {

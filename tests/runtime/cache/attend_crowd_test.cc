@@ -2,7 +2,6 @@
 // GPU deals the work out.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -57,7 +56,7 @@ TEST_P(AttendCrowd, EachLaneAsAlone) {
   std::vector<Feed> feeds;
   for (int lane = 0; lane < shape.lanes; ++lane) {
     // Some are full, some come to be full, the others take less time to make.
-    const int filled = lane < 34 ? std::min(200 + 6 * lane, shape.length) : shape.length;
+    const int filled = lane < 34 ? 200 + 6 * lane : shape.length;
     const Feed first{.lane = lane, .tokens = filled, .stream = 90u + lane};
     for (CacheDriver* driver : {&together, &alone}) {
       driver->Open(lane, config.policy);
